@@ -1,0 +1,132 @@
+"""Attention against saliency: reduction to the encoder's time axis, normalisation, correlation, intervals."""
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from xattn.attention import with_means
+
+REDUCTIONS = ("2d_max", "2d_avg", "1d_max_1d_avg")
+SPECIAL_TOKENS = ("</s>", "<s>")
+
+
+def mean_std(*maps: np.ndarray) -> list[np.ndarray]:
+    """Normalise each token's own map: subtract its mean, divide by its sample standard deviation (paper: SM^X, SM^H).
+
+    Each map has shape (token, ...). Cells that are NaN count as absent and become 0, and so does every cell of a map
+    without spread, where the reference leaves rounding residue.
+    """
+    return [_standardise(values, axis=tuple(range(1, values.ndim)), ddof=1) for values in maps]
+
+
+def min_max(*maps: np.ndarray) -> list[np.ndarray]:
+    """Bring each token's maps, taken together, to the range 0..1.
+
+    Several maps (token, ...) of the same tokens share one minimum and maximum, as SPES pairs the spectrogram's map
+    with that of the previous tokens. NaN cells count as absent and become 0; a token without range becomes 0, where
+    the reference gives NaN.
+    """
+    flat = np.concatenate([values.reshape(len(values), -1) for values in maps], axis=1)
+    low, high = np.nanmin(flat, axis=1), np.nanmax(flat, axis=1)
+    scaled = []
+    for values in maps:
+        shape = (-1, *[1] * (values.ndim - 1))
+        low_, range_ = low.reshape(shape), (high - low).reshape(shape)
+        scaled.append(np.nan_to_num(np.divide(values - low_, range_, out=np.zeros_like(values), where=range_ > 0)))
+    return scaled
+
+
+def frame_wise(attention: np.ndarray) -> np.ndarray:
+    """Mean-variance normalise every encoder step over the tokens, which damps attention sinks (paper: CA).
+
+    attention: (..., token, step); a step whose weight never changes becomes 0.
+    """
+    return _standardise(attention, axis=(-2,), ddof=1)
+
+
+def _standardise(values: np.ndarray, axis: tuple[int, ...], ddof: int) -> np.ndarray:
+    values = values.astype(np.float64)
+    # Compared exactly, because the rounding of a constant map's mean would leave a spread to divide by.
+    spread = np.nanmax(values, axis=axis, keepdims=True) > np.nanmin(values, axis=axis, keepdims=True)
+    centred = values - np.nanmean(values, axis=axis, keepdims=True)
+    present = (~np.isnan(values)).sum(axis=axis, keepdims=True)
+    deviation = np.sqrt(np.nansum(centred**2, axis=axis, keepdims=True) / np.maximum(present - ddof, 1))
+    return np.nan_to_num(np.divide(centred, deviation, out=np.zeros_like(centred), where=spread & (deviation > 0)))
+
+
+def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2d_max") -> np.ndarray:
+    """Reduce a spectrogram's map (token, time, mel) to the encoder's time axis: (token, step).
+
+    Step s covers the `window` frames from s * window on; the last window, where incomplete, repeats the last frame. "2d_max" is the maximum over the window and all bands, "2d_avg" the mean. For "1d_max_1d_avg" the
+    paper leaves the axes open; here it is the maximum over the bands, then the mean over the window's frames.
+    """
+    if how not in REDUCTIONS:
+        raise ValueError(f"There is no reduction {how!r}: choose one of {', '.join(REDUCTIONS)}.")
+    tokens, frames, mels = saliency.shape
+    padded = np.pad(saliency, ((0, 0), (0, steps * window - frames), (0, 0)), mode="edge")
+    windows = padded.reshape(tokens, steps, window, mels)
+    if how == "2d_max":
+        return windows.max(axis=(2, 3))
+    if how == "2d_avg":
+        return windows.mean(axis=(2, 3))
+    return windows.max(axis=3).mean(axis=2)
+
+
+def spoken_tokens(maps: xr.Dataset) -> xr.Dataset:
+    """The maps without the rows of BOS and EOS, which the paper leaves out of every correlation."""
+    return maps.isel(token=~np.isin(maps.token.values, SPECIAL_TOKENS))
+
+
+def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> np.ndarray:
+    """The normalised saliency that attention is compared with: (token, step).
+
+    source: "input" (SM^X, normalised over a token's whole map and then reduced) or "encoder" (SM^H).
+    """
+    if source == "encoder":
+        return mean_std(maps.encoder_saliency.values)[0]
+    if source == "input":
+        return reduce_to_steps(mean_std(maps.input_saliency.values)[0], maps.sizes["step"], maps.subsampling, reduction)
+    raise ValueError(f"There is no saliency source {source!r}: choose 'input' (SM^X) or 'encoder' (SM^H).")
+
+
+def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.DataArray:
+    """rho(CA, SM^X) or rho(CA, SM^H) of one utterance for every layer and head and their means.
+
+    Pearson's correlation of the two flattened token x step matrices after normalisation (paper, definitions).
+
+    Args:
+        maps: a dataset of `xattn.explain`.
+        source: "input" for SM^X, "encoder" for SM^H.
+        reduction: how SM^X comes to the encoder's time axis; see `reduce_to_steps`.
+
+    Returns:
+        (layer, head), with the label "mean" for averages as in `with_means`.
+
+    Raises:
+        ValueError: fewer than two tokens, or a map without any spread, for which rho is undefined.
+    """
+    maps = spoken_tokens(maps)
+    if maps.sizes["token"] < 2:
+        raise ValueError(f"The hypothesis of {maps.utterance} has fewer than two tokens: leave it out of correlations.")
+    saliency = saliency_on_steps(maps, source, reduction)
+    if not saliency.any():
+        raise ValueError(f"The {source} saliency of {maps.utterance} is flat: explain it again with more masks.")
+    attention = with_means(maps.cross_attention)
+    normalised = frame_wise(attention.values)
+    flat = normalised.reshape(*normalised.shape[:2], -1)
+    rho = stats.pearsonr(flat, saliency.reshape(1, 1, -1), axis=-1).statistic
+    return attention.isel(token=0, step=0, drop=True).copy(data=rho).rename("rho")
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over utterances and its 95 % interval by the percentile bootstrap (scipy, 2,000 resamples).
+
+    values: one number an utterance, (n,); with a single utterance the interval is undefined (NaN).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return float(values.mean()), np.nan, np.nan
+    interval = stats.bootstrap(
+        (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(values.mean()), float(interval.low), float(interval.high)

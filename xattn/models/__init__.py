@@ -1,0 +1,57 @@
+"""Speech-to-text models behind one face."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+class S2TModel(Protocol):
+    """What the kit asks of an encoder-decoder speech-to-text model.
+
+    Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in the paper), D model width,
+    L decoder layers, H heads, I decoder positions, V vocabulary. Features and states are unpadded.
+    """
+
+    name: str
+    weights_hash: str
+    languages: tuple[str, ...]
+    frame_seconds: float
+    subsampling: int  # input frames an encoder step covers
+
+    def features(self, audio: np.ndarray) -> Tensor:
+        """16 kHz mono audio (samples,) to the model's input (T, F)."""
+
+    def prompt(self, language: str) -> Tensor:
+        """The decoder's first tokens for output in `language`, shape (P,)."""
+
+    def steps(self, frames: int) -> int:
+        """Number of encoder steps S for `frames` input frames."""
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features (B, T, F) to encoder states (B, S, D)."""
+
+    def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher-forced log-probabilities (B, I, V) of states (B, S, D) and one row of decoder inputs (I,)."""
+
+    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Attention weights (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
+
+    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Beam search over (B, T, F): for each utterance the tokens after the prompt, with the final </s>, (I,)."""
+
+    def tokens(self, ids: Tensor) -> list[str]:
+        """Subword strings of token ids (I,)."""
+
+    def text(self, ids: Tensor) -> str:
+        """The text that token ids (I,) spell."""
+
+
+def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
+    """Load a model from a local folder, ready to be explained (float32, evaluation mode)."""
+    from xattn.models.conformer import ConformerModel
+
+    if not Path(name_or_path).is_dir():
+        raise FileNotFoundError(f"There is no model folder {name_or_path}: give the path of one, such as data/models/base.")
+    return ConformerModel.from_folder(name_or_path, device)

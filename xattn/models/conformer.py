@@ -1,0 +1,419 @@
+"""The Conformer speech-to-text model of the paper, and the face (S2TModel) through which the kit sees it.
+
+A Conformer encoder behind two stride-2 convolutions, transformers' own Speech2Text decoder, and CTC heads for training.
+Modules carry the parameter names of FBK's reference implementation, so that its weights load without a table of names.
+
+Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in the paper), D model width,
+H heads, I decoder positions, V vocabulary, L decoder layers.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationMixin, PreTrainedModel, Speech2TextConfig
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
+
+from xattn.audio import FRAME_SECONDS, cmvn, log_mel
+
+SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
+
+
+class ConformerConfig(Speech2TextConfig):
+    """transformers' Speech2Text configuration and what a Conformer adds to it.
+
+    conformer_conv_kernel_size: width of the depthwise convolution (31 in the paper).
+    ctc_encoder_layer: the encoder layer (from 1) whose output the intermediate CTC head reads.
+    final_ctc: whether a second CTC head reads the encoder output.
+    batch_unsafe_relative_shift: shift relative scores over the padded length, as the released FAMA models do; such a
+    model is exact only on unpadded input.
+    language_ids: token id of each target language's tag, the first decoder token.
+    """
+
+    model_type = "xattn_conformer"
+
+    conformer_conv_kernel_size: int = 31
+    ctc_encoder_layer: int = 1
+    final_ctc: bool = False
+    batch_unsafe_relative_shift: bool = False
+    language_ids: dict | None = None
+
+
+def subsampled(lengths):
+    """Number of encoder steps of inputs of `lengths` frames (int or Tensor), after both convolutions."""
+    for _ in range(2):
+        lengths = (lengths - 1) // 2 + 1
+    return lengths
+
+
+def relative_shift(scores: Tensor, lengths: list[int] | None) -> Tensor:
+    """Shift position scores (B, H, S, S) so that column j of row i holds the score of the distance i - j.
+
+    The usual pad-and-view over the whole matrix, or, given `lengths`, over each utterance's own leading square,
+    which keeps an utterance's scores independent of how much it was padded.
+    """
+    if lengths is None:
+        padded = functional.pad(scores, (1, 0))  # (B, H, S, S + 1)
+        batch, heads, steps, _ = scores.shape
+        return padded.view(batch, heads, steps + 1, steps)[:, :, 1:]
+    shifted = torch.zeros_like(scores)
+    for length in set(lengths):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        shifted[rows, :, :length, :length] = relative_shift(scores[rows, :, :length, :length].contiguous(), None)
+    return shifted
+
+
+class Subsampler(nn.Module):
+    """Two convolutions of stride 2, each followed by a gated linear unit: (B, T, F) -> (B, S, D)."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        channels = (config.conv_channels // 2, config.d_model)
+        inputs = (config.input_feat_per_channel, config.conv_channels // 2)
+        self.conv_layers = nn.ModuleList(
+            nn.Conv1d(size_in, 2 * size_out, kernel, stride=2, padding=kernel // 2)
+            for size_in, size_out, kernel in zip(inputs, channels, config.conv_kernel_sizes, strict=True)
+        )
+
+    def forward(self, features: Tensor, lengths: Tensor | None) -> Tensor:
+        hidden = features.transpose(1, 2)
+        for conv in self.conv_layers:
+            hidden = functional.glu(conv(hidden), dim=1)  # (B, channels, about half the frames)
+            if lengths is not None:
+                lengths = (lengths - 1) // 2 + 1
+                hidden = hidden * (torch.arange(hidden.shape[2], device=hidden.device) < lengths[:, None])[:, None]
+        return hidden.transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.d_model)
+        self.first_linear = nn.Linear(config.d_model, config.encoder_ffn_dim)
+        self.second_linear = nn.Linear(config.encoder_ffn_dim, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.dropout(self.second_linear(functional.silu(self.first_linear(self.layernorm(hidden)))))
+
+
+class RelativeAttention(nn.Module):
+    """Self-attention with Transformer-XL's relative positions over one sinusoid table of positions 0..S-1."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        size, self.heads = config.d_model, config.encoder_attention_heads
+        self.query_proj = nn.Linear(size, size)
+        self.key_proj = nn.Linear(size, size)
+        self.value_proj = nn.Linear(size, size)
+        self.pos_proj = nn.Linear(size, size, bias=False)
+        self.out_proj = nn.Linear(size, size)
+        self.u_bias = nn.Parameter(torch.zeros(self.heads, size // self.heads))
+        self.v_bias = nn.Parameter(torch.zeros(self.heads, size // self.heads))
+        self.dropout = nn.Dropout(config.attention_dropout)
+
+    def forward(self, hidden: Tensor, positions: Tensor, padding: Tensor | None, lengths: list[int] | None) -> Tensor:
+        batch, steps, size = hidden.shape
+
+        def split(projected: Tensor) -> Tensor:
+            return projected.view(-1, steps, self.heads, size // self.heads).transpose(1, 2)  # (B, H, S, D / H)
+
+        query = split(self.query_proj(hidden))
+        key, value = split(self.key_proj(hidden)), split(self.value_proj(hidden))
+        position = split(self.pos_proj(positions))
+        # The reference divides by the root of the model's width, not of the head's.
+        query = query / math.sqrt(size)
+        u_bias, v_bias = self.u_bias[:, None] / math.sqrt(size), self.v_bias[:, None] / math.sqrt(size)
+        scores = (query + u_bias) @ key.transpose(2, 3)
+        scores = scores + relative_shift((query + v_bias) @ position.transpose(2, 3), lengths)
+        if padding is None:
+            weights = scores.softmax(dim=-1)
+        else:
+            masked = padding[:, None, None, :] | padding[:, None, :, None]
+            weights = scores.masked_fill(masked, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(masked, 0.0)
+        mixed = self.dropout(weights) @ value
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, steps, size))
+
+
+class AttentionModule(nn.Module):
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        self.attention = RelativeAttention(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, *context) -> Tensor:
+        return self.dropout(self.attention(self.layer_norm(hidden), *context))
+
+
+class ConvolutionModule(nn.Module):
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        size, kernel = config.d_model, config.conformer_conv_kernel_size
+        self.layernorm = nn.LayerNorm(size)
+        self.first_pointwise_conv1d = nn.Conv1d(size, 2 * size, 1)
+        self.depthwise_conv1d = nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=size, bias=False)
+        self.batchnorm = nn.BatchNorm1d(size)
+        self.second_pointwise_conv1d = nn.Conv1d(size, size, 1)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, padding: Tensor | None) -> Tensor:
+        def zero_padding(values: Tensor) -> Tensor:
+            return values if padding is None else values.masked_fill(padding[:, None], 0.0)
+
+        hidden = self.layernorm(hidden).transpose(1, 2)  # (B, D, S)
+        hidden = zero_padding(functional.glu(self.first_pointwise_conv1d(hidden), dim=1))
+        hidden = zero_padding(self.batchnorm(zero_padding(self.depthwise_conv1d(hidden))))
+        hidden = zero_padding(self.second_pointwise_conv1d(functional.silu(hidden)))
+        return self.dropout(hidden.transpose(1, 2))
+
+
+class ConformerLayer(nn.Module):
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.first_feed_forward = FeedForward(config)
+        self.attention = AttentionModule(config)
+        self.conv_module = ConvolutionModule(config)
+        self.second_feed_forward = FeedForward(config)
+        self.layernorm = nn.LayerNorm(config.d_model)
+
+    def forward(self, hidden: Tensor, positions: Tensor, padding: Tensor | None, lengths: list[int] | None) -> Tensor:
+        hidden = hidden + 0.5 * self.first_feed_forward(hidden)
+        hidden = hidden + self.attention(hidden, positions, padding, lengths)
+        hidden = hidden + self.conv_module(hidden, padding)
+        hidden = hidden + 0.5 * self.second_feed_forward(hidden)
+        return self.layernorm(hidden)
+
+
+class ConformerEncoder(nn.Module):
+    """Log-mel features (B, T, F) to encoder states (B, S, D)."""
+
+    main_input_name = "input_features"
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.config = config
+        self.subsample = Subsampler(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conformer_layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.encoder_layers))
+        self.ctc_fc = nn.Linear(config.d_model, config.vocab_size)
+        if config.final_ctc:
+            self.final_ctc_fc = nn.Linear(config.d_model, config.vocab_size)
+
+    def positions(self, steps: int, like: Tensor) -> Tensor:
+        """Sinusoids of positions 0..steps-1, sine on even and cosine on odd columns: (steps, D)."""
+        size = self.config.d_model
+        rates = torch.exp(torch.arange(0, size, 2, device=like.device) * (-math.log(10000.0) / size))
+        angles = torch.arange(steps, device=like.device)[:, None] * rates  # (S, D / 2)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).view(steps, size).to(like.dtype)
+
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **_) -> BaseModelOutput:
+        """Encode features; `attention_mask` (B, T) is 1 on frames of the utterance and 0 on padding.
+
+        Returns last_hidden_state (B, S, D) and, in hidden_states, the output of every layer.
+        """
+        frames, padding, lengths = None, None, None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            frames = attention_mask.sum(dim=1)
+            steps = subsampled(frames)
+            padding = torch.arange(subsampled(input_features.shape[1]), device=frames.device) >= steps[:, None]
+            lengths = None if self.config.batch_unsafe_relative_shift else steps.tolist()
+        hidden = self.subsample(input_features, frames) * math.sqrt(self.config.d_model)
+        hidden, positions = self.dropout(hidden), self.positions(hidden.shape[1], hidden)
+        outputs = []
+        for layer in self.conformer_layers:
+            hidden = layer(hidden, positions, padding, lengths)
+            outputs.append(hidden)
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=tuple(outputs))
+
+
+class ConformerDecoder(Speech2TextDecoder):
+    """transformers' Speech2Text decoder with the output projection inside it, where the reference keeps it."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__(config)
+        self.output_projection = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+
+class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """The encoder-decoder, with transformers' `from_pretrained`, `save_pretrained` and `generate`."""
+
+    config_class = ConformerConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    _tied_weights_keys = {"decoder.output_projection.weight": "decoder.embed_tokens.weight"}
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__(config)
+        self.encoder = ConformerEncoder(config)
+        self.decoder = ConformerDecoder(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module):
+        # transformers would redraw every matrix with one small deviation, with which a Conformer does not train.
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | None = None,
+        **decoder_arguments,
+    ) -> Seq2SeqLMOutput:
+        """Logits (B, I, V) of a teacher-forced decoding; arguments as in transformers' Speech2Text."""
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_features, attention_mask)
+        states = encoder_outputs.last_hidden_state
+        if attention_mask is not None:
+            steps = subsampled(attention_mask.sum(dim=1))
+            attention_mask = (torch.arange(states.shape[1], device=steps.device) < steps[:, None]).long()
+        keywords = ("use_cache", "past_key_values", "output_attentions")
+        decoded = self.decoder(
+            input_ids=decoder_input_ids,
+            encoder_hidden_states=states,
+            encoder_attention_mask=attention_mask,
+            **{key: decoder_arguments[key] for key in keywords if key in decoder_arguments},
+        )
+        return Seq2SeqLMOutput(
+            logits=self.decoder.output_projection(decoded.last_hidden_state),
+            past_key_values=decoded.past_key_values,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=states,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+        )
+
+    def ctc_logits(self, hidden_states: tuple[Tensor, ...]) -> list[Tensor]:
+        """Logits (B, S, V) of the intermediate and, where there is one, the final CTC head."""
+        heads = [self.encoder.ctc_fc(hidden_states[self.config.ctc_encoder_layer - 1])]
+        if self.config.final_ctc:
+            heads.append(self.encoder.final_ctc_fc(hidden_states[-1]))
+        return heads
+
+
+class ConformerModel:
+    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel."""
+
+    frame_seconds = FRAME_SECONDS
+    subsampling = SUBSAMPLING
+
+    def __init__(self, network: ConformerForConditionalGeneration, tokenizer, name: str, weights_hash: str):
+        self.network, self.tokenizer, self.name, self.weights_hash = network, tokenizer, name, weights_hash
+        self.config = network.config
+        self.languages = tuple(self.config.language_ids)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, device: str = "cpu") -> "ConformerModel":
+        """Load a folder with config.json, model.safetensors and spm.model; weights are computed with in float32."""
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors", "spm.model"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"The model folder {folder} has no {name}: give the folder of a trained model, "
+                    "such as data/models/base, or train one with `make train`."
+                )
+        network = ConformerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+        return cls(network, tokenizer, folder.name, weights_hash(folder / "model.safetensors"))
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def features(self, audio: np.ndarray) -> Tensor:
+        """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""
+        return torch.from_numpy(cmvn(log_mel(audio))).to(self.device)
+
+    def prompt(self, language: str) -> Tensor:
+        """The decoder's first tokens for output in `language`: its tag, shape (1,)."""
+        if language not in self.languages:
+            raise ValueError(
+                f"The model {self.name} does not write {language!r}; choose one of {', '.join(self.languages)}."
+            )
+        return torch.tensor([self.config.language_ids[language]], device=self.device)
+
+    def steps(self, frames: int) -> int:
+        """Number of encoder steps S of an input of `frames` frames; step s covers frames [4 s, 4 s + 4)."""
+        return subsampled(frames)
+
+    @torch.inference_mode()
+    def encode(self, features: Tensor) -> Tensor:
+        """Unpadded features (B, T, F) to encoder states (B, S, D)."""
+        return self.network.encoder(features).last_hidden_state
+
+    @torch.inference_mode()
+    def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher-forced log-probabilities (B, I, V): row i is the distribution that follows decoder input i.
+
+        states: (B, S, D); decoder_input_ids: (I,), the same for every row of the batch.
+        """
+        return self._forced(states, decoder_input_ids).logits.float().log_softmax(dim=-1)
+
+    @torch.inference_mode()
+    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Cross-attention (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
+        weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
+        return torch.stack(weights)[:, 0]
+
+    def _forced(self, states: Tensor, decoder_input_ids: Tensor, **keywords) -> Seq2SeqLMOutput:
+        return self.network(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=decoder_input_ids.expand(len(states), -1),
+            use_cache=False,
+            **keywords,
+        )
+
+    @torch.inference_mode()
+    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
+
+        attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
+        utterance the output tokens after the prompt, with the final </s>, shape (I,).
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        prompt = self.prompt(language)
+        sequences = self.network.generate(
+            input_features=features,
+            attention_mask=attention_mask,
+            decoder_input_ids=prompt.expand(len(features), -1),
+            num_beams=5,
+            no_repeat_ngram_size=5,
+            max_length=self.config.max_target_positions,
+            do_sample=False,
+        )
+        end = self.config.eos_token_id
+        sequences = [row[len(prompt) :] for row in sequences]
+        return [row[: int((row == end).nonzero()[0]) + 1] if (row == end).any() else row for row in sequences]
+
+    def tokens(self, ids: Tensor) -> list[str]:
+        """Subword strings of token ids (I,)."""
+        return [self.tokenizer.id_to_piece(int(token)) for token in ids]
+
+    def text(self, ids: Tensor) -> str:
+        """The text that token ids (I,) spell, special tokens left out."""
+        special = {self.config.eos_token_id, self.config.pad_token_id, *self.config.language_ids.values()}
+        return self.tokenizer.decode([int(token) for token in ids if int(token) not in special])
+
+
+def weights_hash(path: Path) -> str:
+    """Hash of the tensors in a safetensors file, independent of how the file lays them out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
