@@ -108,9 +108,7 @@ def test_scores_and_maps_of_spectrogram_occlusion(prefix):
     partition = Partition.of(golden["segmentation"].astype(np.int64) - 1)
     masks = unit_masks(unpack(golden), golden["level"], golden["segmentation"])
     rows = iter(kl)
-    scores = occlude(
-        lambda keep: torch.stack([next(rows) for _ in keep]), partition, masks, batch_size=7
-    )
+    scores = occlude(lambda keep: torch.stack([next(rows) for _ in keep]), partition, masks, batch_size=7)
     assert_close(scores.cells(partition.labels), golden["fbank_heatmap"])
     assert np.array_equal(scores.counts[partition.labels].sum(axis=0), golden["n_times_masked"])
     if prefix == "never_":
@@ -162,7 +160,11 @@ def test_normalisers():
             for part, actual in zip(("fbank", "tgt"), result, strict=True):
                 expected = golden[f"{case}_{name}_{part}"]
                 assert np.isfinite(actual).all()
-                compared = ~flat & np.isfinite(expected).all(axis=(1, 2)) if name == "mean_std" else np.isfinite(expected).all(axis=(1, 2))
+                compared = (
+                    ~flat & np.isfinite(expected).all(axis=(1, 2))
+                    if name == "mean_std"
+                    else np.isfinite(expected).all(axis=(1, 2))
+                )
                 assert compared.any()
                 if expected[compared].any():
                     assert_close(actual[compared], expected[compared])

@@ -1,6 +1,9 @@
 """Attention against saliency: reduction to the encoder's time axis, normalisation, correlation, intervals."""
 
+from collections.abc import Iterable
+
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy import stats
 
@@ -116,6 +119,24 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
     flat = normalised.reshape(*normalised.shape[:2], -1)
     rho = stats.pearsonr(flat, saliency.reshape(1, 1, -1), axis=-1).statistic
     return attention.isel(token=0, step=0, drop=True).copy(data=rho).rename("rho")
+
+
+def correlation_table(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> pd.DataFrame:
+    """rho(CA, SM^X) and rho(CA, SM^H) over utterances, for every layer and head and their means.
+
+    maps: datasets of one model and setting. Returns a long table with the columns model, setting, source ("input" or
+    "encoder"), layer, head, rho (mean over utterances), low, high (its 95 % interval) and n (utterances).
+    """
+    rows = []
+    for item in maps:
+        both = [correlate(item, source, reduction).expand_dims(source=[source]) for source in ("input", "encoder")]
+        rows.append(xr.concat(both, "source").expand_dims(utterance=[item.utterance]))
+    model, setting = item.model, item.setting
+    rho = xr.concat(rows, "utterance").to_series()
+    grouped = rho.groupby(["source", "layer", "head"], sort=False)
+    summary = grouped.apply(lambda values: pd.Series(mean_interval(values), ["rho", "low", "high"])).unstack()
+    table = summary.assign(n=grouped.size()).reset_index()
+    return table.assign(model=model, setting=setting)[["model", "setting", *table.columns]]
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,25 +11,43 @@ import torch
 import xarray as xr
 
 import xattn
+from xattn import store
 from xattn.attention import cross_attention
 from xattn.audio import WINDOW_SECONDS, mel_centres
 from xattn.corpus import Utterance, utterance_from_file
 from xattn.models import S2TModel
-from xattn.occlusion import Partition, UnitScores, draw_masks, kl_divergence, occlude
+from xattn.occlusion import Partition, UnitScores, draw_masks, expand, kl_divergence, occlude
 from xattn.segments import slic_pyramid
 
 
+@dataclass(frozen=True)
+class Occlusion:
+    """How a recording is perturbed.
+
+    input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
+    input_p, encoder_p: probability that a segment, or an encoder step, is hidden (0.5 and 0.7 in the paper).
+    seed: together with the utterance's id it fixes every mask.
+    batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
+    """
+
+    input_masks: int = 2000
+    encoder_masks: int = 2000
+    input_p: float = 0.5
+    encoder_p: float = 0.7
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self):
+        for name in ("input_p", "encoder_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, which is no probability: give a number from 0 to 1.")
+        for name in ("input_masks", "encoder_masks", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
+
+
 def explain(
-    model: S2TModel,
-    utterance: Utterance | str | Path,
-    target: str | None = None,
-    *,
-    input_masks: int = 2000,
-    encoder_masks: int = 2000,
-    input_p: float = 0.5,
-    encoder_p: float = 0.7,
-    seed: int = 0,
-    batch_size: int = 32,
+    model: S2TModel, utterance: Utterance | str | Path, target: str | None = None, **occlusion: float
 ) -> xr.Dataset:
     """Transcribe or translate one recording and explain every token of the output.
 
@@ -35,50 +55,59 @@ def explain(
         model: from `xattn.load_model`.
         utterance: of a corpus, or the path of a recording.
         target: language of the output; by default the utterance's own, or the model's first for a recording.
-        input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
-        input_p, encoder_p: probabilities that a segment or a step is hidden (0.5 and 0.7 in the paper).
-        seed: together with the utterance's id it fixes every mask.
-        batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
+        occlusion: the fields of `Occlusion`, such as input_masks=500.
 
     Returns:
-        cross_attention (layer, head, token, step), input_saliency (token, time, mel) = SM^X, encoder_saliency (token,
-        step) = SM^H, SM^X in its compact form (segment_score, segment_count, segmentation), and provenance in the
-        attributes. Row i explains token i of the hypothesis; the last token is </s>.
+        cross_attention (layer, head, token, step); input_saliency (token, time, mel) = SM^X; encoder_saliency (token,
+        step) = SM^H; the model's input as features (time, mel); SM^X in its compact form (segment_score,
+        segment_count, segmentation); and provenance in the attributes. Row i explains token i of the hypothesis, whose
+        last token is </s>.
 
     Raises:
         ValueError: a parameter out of range, a language the model does not write, or an empty hypothesis.
     """
     if not isinstance(utterance, Utterance):
         utterance = utterance_from_file(utterance, language=target or model.languages[0])
-    return explain_targets(
-        model,
-        utterance,
-        [target or utterance.language],
-        input_masks=input_masks,
-        encoder_masks=encoder_masks,
-        input_p=input_p,
-        encoder_p=encoder_p,
-        seed=seed,
-        batch_size=batch_size,
-    )[0]
+    return explain_targets(model, utterance, [target or utterance.language], Occlusion(**occlusion))[0]
+
+
+def explain_corpus(
+    model: S2TModel, utterances: Sequence[Utterance], settings: Sequence[str], folder: Path, occlusion: Occlusion
+) -> None:
+    """Explain utterances of one language into the store, an utterance at a time; what is there already is skipped.
+
+    settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
+    """
+    targets = [setting.rpartition("-")[2] for setting in settings]
+    started, done = time.monotonic(), 0
+    for number, utterance in enumerate(utterances, start=1):
+        keys = {
+            setting: store.key_of(
+                asdict(replace(occlusion, batch_size=1))
+                | {"weights": model.weights_hash, "audio": utterance.sha256, "utterance": utterance.id}
+                | {"setting": setting, "version": xattn.__version__}
+            )
+            for setting in settings
+        }
+        paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
+        if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
+            continue
+        for maps in explain_targets(model, utterance, targets, occlusion):
+            store.save(maps, paths[maps.setting], keys[maps.setting])
+        done += 1
+        seconds = time.monotonic() - started
+        left = seconds / done * (len(utterances) - number)
+        print(
+            f"{model.name} {'+'.join(settings)} {number}/{len(utterances)} {utterance.id}: "
+            f"{seconds / done:.1f} s an utterance, {left:.0f} s left",
+            flush=True,
+        )
 
 
 def explain_targets(
-    model: S2TModel,
-    utterance: Utterance,
-    targets: list[str],
-    *,
-    input_masks: int,
-    encoder_masks: int,
-    input_p: float,
-    encoder_p: float,
-    seed: int,
-    batch_size: int = 32,
+    model: S2TModel, utterance: Utterance, targets: Sequence[str], occlusion: Occlusion
 ) -> list[xr.Dataset]:
     """As `explain`, for several output languages of the same audio, which share the encoder passes."""
-    for name, p in (("input_p", input_p), ("encoder_p", encoder_p)):
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name} is {p}, which is no probability: give a number from 0 to 1.")
     started = time.monotonic()
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
@@ -105,16 +134,16 @@ def explain_targets(
     input_scores = occlude(
         lambda keep: divergence(model.encode(features * keep)),
         spectrogram,
-        draw_masks(spectrogram, input_masks, input_p, seed, f"{utterance.id}/input"),
-        batch_size=batch_size,
+        draw_masks(spectrogram, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
+        batch_size=occlusion.batch_size,
         device=features.device,
     )
     steps = Partition.of(np.arange(states.shape[1])[None])
     encoder_scores = occlude(
         lambda keep: divergence(states * keep[..., None]),
         steps,
-        draw_masks(steps, encoder_masks, encoder_p, seed, f"{utterance.id}/encoder"),
-        batch_size=batch_size,
+        draw_masks(steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"),
+        batch_size=occlusion.batch_size,
         device=features.device,
     )
     seconds = time.monotonic() - started
@@ -130,11 +159,7 @@ def explain_targets(
             "hypothesis": model.text(ids),
             "reference": utterance.transcript if target == utterance.language else utterance.translation,
             "subsampling": model.subsampling,
-            "input_masks": input_masks,
-            "encoder_masks": encoder_masks,
-            "input_p": input_p,
-            "encoder_p": encoder_p,
-            "seed": seed,
+            **asdict(occlusion),
             "version": xattn.__version__,
             "seconds": round(seconds / len(targets), 3),
         }
@@ -142,6 +167,7 @@ def explain_targets(
         maps.append(
             labelled(
                 model,
+                features.cpu().numpy(),
                 model.tokens(ids),
                 attention,
                 UnitScores(input_scores.sums[own], input_scores.counts),
@@ -155,6 +181,7 @@ def explain_targets(
 
 def labelled(
     model: S2TModel,
+    features: np.ndarray,
     tokens: list[str],
     attention: np.ndarray,
     scores: UnitScores,
@@ -163,7 +190,7 @@ def labelled(
     attributes: dict,
 ) -> xr.Dataset:
     """The maps of one hypothesis as a dataset with the kit's axes; seconds are those of window centres."""
-    frames = spectrogram.labels.shape[1]
+    frames = len(features)
     times = WINDOW_SECONDS / 2 + model.frame_seconds * np.arange(frames)
     first = model.subsampling * np.arange(attention.shape[-1])
     last = np.minimum(first + model.subsampling, frames) - 1
@@ -171,6 +198,7 @@ def labelled(
         {
             "cross_attention": (("layer", "head", "token", "step"), attention),
             "encoder_saliency": (("token", "step"), encoder_saliency),
+            "features": (("time", "mel"), features),
             "segment_score": (("token", "segment"), scores.sums),
             "segment_count": (("segment",), scores.counts),
             "segmentation": (("level", "time", "mel"), spectrogram.labels),
@@ -186,9 +214,3 @@ def labelled(
         attrs=attributes,
     )
     return expand(dataset)
-
-
-def expand(maps: xr.Dataset) -> xr.Dataset:
-    """Add SM^X per cell, input_saliency (token, time, mel), computed from its compact form."""
-    saliency = UnitScores(maps.segment_score.values, maps.segment_count.values).cells(maps.segmentation.values)
-    return maps.assign(input_saliency=(("token", "time", "mel"), saliency))

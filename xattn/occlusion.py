@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
@@ -61,6 +62,12 @@ class UnitScores:
         for level in labels:
             sums += self.sums[:, level]
         return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+
+
+def expand(maps: xr.Dataset) -> xr.Dataset:
+    """Add SM^X per cell, input_saliency (token, time, mel), to maps that hold its compact form."""
+    scores = UnitScores(maps.segment_score.values, maps.segment_count.values)
+    return maps.assign(input_saliency=(("token", "time", "mel"), scores.cells(maps.segmentation.values)))
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedModel, Speech2TextConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
+from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, cmvn, log_mel
 
@@ -326,6 +327,7 @@ class ConformerModel:
                     f"The model folder {folder} has no {name}: give the folder of a trained model, "
                     "such as data/models/base, or train one with `make train`."
                 )
+        logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
         network = ConformerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).eval()
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
         return cls(network, tokenizer, folder.name, weights_hash(folder / "model.safetensors"))
@@ -415,5 +417,5 @@ def weights_hash(path: Path) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

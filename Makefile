@@ -1,0 +1,71 @@
+# xattn: every table and figure of the paper from one command. `make` alone prints what there is to do.
+
+PROFILE ?= mini
+TORCH ?=
+JUPYTER ?=
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
+
+PROFILES := $(sort $(basename $(notdir $(wildcard notebooks/profiles/*.yaml))))
+ifneq (1 $(PROFILE),$(words $(PROFILE)) $(filter $(PROFILE),$(PROFILES)))
+$(error There is no profile '$(PROFILE)' in notebooks/profiles; choose PROFILE from: $(PROFILES))
+endif
+
+# The active environment is used where it holds exactly the locked versions; .venv otherwise.
+HOLDS_LOCK := import sys; from importlib.metadata import version; \
+  pins = [line.strip().split("==") for line in open("requirements.txt") if line[0].isalpha()]; \
+  sys.exit(sys.version_info < (3, 11) or any(version(name).split("+")[0] != pin for name, pin in pins))
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+ifneq ($(ACTIVE),)
+ACTIVE := $(shell "$(ACTIVE)/bin/python" -c '$(HOLDS_LOCK)' 2>/dev/null && echo "$(ACTIVE)")
+endif
+PY := $(or $(ACTIVE),.venv)/bin/python
+READY := $(if $(ACTIVE),,.venv/.ready)
+
+IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test lab data train clean
+
+help:  ## what there is to do (this text)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  PROFILE=$(PROFILE)    what to reproduce; one of: $(PROFILES)"
+	@echo "  TORCH=          arguments of pip for another build of torch, at the first set-up: TORCH=\"--index-url ...\""
+	@echo "  JUPYTER=        arguments of JupyterLab, at make lab: JUPYTER=\"--no-browser --port 8888\""
+	@echo "  PYTHON=         the Python 3.11 or newer to set up .venv with, where the one found is not the one wanted"
+
+setup: $(READY)  ## the environment: .venv with the locked versions, unless one that holds them is active
+	@"$(PY)" -c 'import sys; from importlib.metadata import version; \
+	  print(sys.prefix, "is ready: Python", sys.version.split()[0] + ", torch", version("torch"))'
+	$(if $(READY),@echo "To change torch's build: remove .venv and call make setup TORCH=... again.")
+
+.venv/.ready: requirements.txt
+	$(if $(RECENT),,$(error xattn needs Python 3.11 or newer with its venv module, and found none among: $(PYTHON); \
+	  install one, or name it with PYTHON=path))
+	@echo "Setting up .venv: downloads the packages of requirements.txt, once; 2 GB with torch for the CPU, a few minutes."
+	@.venv/bin/python -c '$(IS_RECENT)' 2>/dev/null || "$(RECENT)" -m venv --clear .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' requirements.txt)" $(TORCH)
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+reproduce: $(READY)  ## every table and figure of PROFILE, to figures/PROFILE; a second call does only what changed
+	@"$(PY)" -m xattn.reproduce notebooks/profiles/$(PROFILE).yaml
+
+test: $(READY)  ## lint, format and tests
+	@"$(PY)" -m ruff check
+	@"$(PY)" -m ruff format --check
+	@"$(PY)" -m pytest -q
+
+# Kernels start in this folder, as under `make reproduce`, so that the notebooks' relative paths mean the same.
+lab: $(READY)  ## JupyterLab on the notebooks
+	@"$(PY)" -m jupyterlab --ServerApp.root_dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)" $(JUPYTER)
+
+data: $(READY)  ## the mini corpus, synthesised again
+	@"$(PY)" -m recipes.make_corpus --data data
+
+train: $(READY)  ## the mini models, trained again
+	@"$(PY)" -m recipes.train
+
+clean:  ## removes the executed notebooks and maps of PROFILE, nothing else
+	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps

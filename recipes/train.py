@@ -1,0 +1,302 @@
+"""Train the miniature models: `python -m recipes.train base`.
+
+Joint label-smoothed cross-entropy and CTC with SpecAugment, from the features that `make data` writes. Training is
+seeded, checkpoints once a minute and continues where it was when called again. The finished model goes to
+data/models/<name>: configuration, float16 weights, SentencePiece model, training log.
+"""
+
+import argparse
+import csv
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sentencepiece
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from xattn.audio import cmvn
+from xattn.corpus import load_corpus
+from xattn.models.conformer import (
+    ConformerConfig,
+    ConformerForConditionalGeneration,
+    ConformerModel,
+    subsampled,
+)
+from xattn.quality import wer
+
+BOS, PAD, EOS = 0, 1, 2  # <s> doubles as the CTC blank: the decoder never emits it
+CHECKPOINT_SECONDS = 60.0
+LENGTH_STEP = 8  # frames; utterances end with at least 10 frames of silence
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model: its size, its data and its schedule. `translation_from` is the step from which an utterance is
+    translated rather than transcribed with probability one half."""
+
+    name: str
+    languages: tuple[str, ...]
+    encoder_layers: int
+    decoder_layers: int
+    vocabulary: int
+    steps: int
+    translation_from: int | None = None
+    d_model: int = 128
+    heads: int = 4
+    batch_frames: int = 16_000
+    peak_rate: float = 2e-3
+    warmup: int = 400
+    dropout: float = 0.0  # SpecAugment and noise regularise enough, and dropout costs a quarter of a step
+    label_smoothing: float = 0.1
+    intermediate_ctc: float = 0.25
+    final_ctc: float = 0.5
+    validate_every: int = 500
+    seed: int = 0
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=500, steps=4000),
+    )
+}
+
+
+class TrainingData:
+    """Log-mel features and texts of the training sentences, batched by length."""
+
+    def __init__(self, folder: Path, languages: tuple[str, ...], batch_frames: int):
+        tables = []
+        self.features = {}
+        for language in languages:
+            table, features = folder / f"{language}.csv", folder / f"{language}.npy"
+            if not (table.is_file() and features.is_file()):
+                raise SystemExit(f"There are no training features for {language!r} in {folder}: run `make data` first.")
+            tables.append(pd.read_csv(table).assign(language=language))
+            self.features[language] = np.load(features, mmap_mode="r")
+        self.table = pd.concat(tables, ignore_index=True)
+        # Batches hold one length only, so that nothing is padded and kernels see few shapes; the frames cut off to
+        # get there belong to the silence at the end.
+        self.table["frames"] = self.table.frames // LENGTH_STEP * LENGTH_STEP
+        self.batches = []
+        for frames, group in self.table.groupby("frames"):
+            rows = np.random.default_rng(0).permutation(group.index.to_numpy())
+            parts = -(-len(rows) * frames // batch_frames)
+            self.batches.extend(np.array_split(rows, parts))
+
+    def batch(self, rows: np.ndarray) -> tuple[list[Tensor], pd.DataFrame]:
+        table = self.table.loc[rows]
+        features = [
+            torch.from_numpy(cmvn(np.array(self.features[row.language][row.start_frame : row.start_frame + row.frames])))
+            for row in table.itertuples()
+        ]
+        return features, table
+
+
+def spec_augment(features: Tensor, generator: np.random.Generator) -> Tensor:
+    """Two bands of up to 20 mels and two stretches of up to 25 frames set to the mean, which is 0 (Park et al. 2019)."""
+    features = features.clone()
+    frames, mels = features.shape
+    for axis, limit, size in ((1, 20, mels), (1, 20, mels), (0, 25, frames), (0, 25, frames)):
+        width = int(generator.integers(0, limit + 1))
+        start = int(generator.integers(0, max(1, size - width)))
+        features.narrow(axis, start, min(width, size - start)).zero_()
+    return features
+
+
+def pad(sequences: list[Tensor], value: float) -> tuple[Tensor, Tensor]:
+    """Stack sequences of unequal first dimension: padded (B, longest, ...) and lengths (B,)."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value), lengths
+
+
+def ctc_loss(logits: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
+    """Mean over utterances of the CTC loss per target token; logits (B, S, V), frames the input lengths."""
+    labels, lengths = pad(targets, PAD)
+    log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+    return functional.ctc_loss(log_probs, labels, subsampled(frames), lengths, blank=BOS, zero_infinity=True)
+
+
+def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> dict[str, Tensor]:
+    """The training objective (paper, settings): label-smoothed cross-entropy on the target, intermediate CTC on the
+    transcript, final CTC on the target. Transcripts and targets are lists of token ids without </s>."""
+    inputs, frames = pad(features, 0.0)
+    attention_mask = (torch.arange(inputs.shape[1]) < frames[:, None]).long()
+    end = torch.tensor([EOS])
+    labels, _ = pad([torch.cat([target, end]) for target in targets], -100)
+    decoder_inputs, _ = pad([torch.cat([prompt, t]) for prompt, t in zip(prompts, targets, strict=True)], PAD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded = network.encoder(inputs, attention_mask)
+        output = network(
+            attention_mask=attention_mask, encoder_outputs=encoded, decoder_input_ids=decoder_inputs, use_cache=False
+        )
+        intermediate, final = network.ctc_logits(encoded.hidden_states)
+    cross_entropy = functional.cross_entropy(
+        output.logits.float().flatten(0, 1), labels.flatten(), label_smoothing=recipe.label_smoothing
+    )
+    first, second = ctc_loss(intermediate, frames, transcripts), ctc_loss(final, frames, targets)
+    total = cross_entropy + recipe.intermediate_ctc * first + recipe.final_ctc * second
+    return {"loss": total, "cross_entropy": cross_entropy, "intermediate_ctc": first, "final_ctc": second}
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then linear decay to 0."""
+    return recipe.peak_rate * min(step / recipe.warmup, (recipe.steps - step) / (recipe.steps - recipe.warmup))
+
+
+def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece unigram model over all texts the model may write, with one tag for each language."""
+    if not path.is_file():
+        texts = list(table.transcript) + (list(table.translation) if recipe.translation_from is not None else [])
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(path.with_suffix("")),
+            vocab_size=recipe.vocabulary,
+            model_type="unigram",
+            bos_id=BOS,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=3,
+            control_symbols=[f"<lang:{language}>" for language in recipe.languages],
+            character_coverage=1.0,
+            num_threads=1,
+            minloglevel=2,
+        )
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
+    return ConformerConfig(
+        vocab_size=len(tokenizer),
+        d_model=recipe.d_model,
+        encoder_layers=recipe.encoder_layers,
+        decoder_layers=recipe.decoder_layers,
+        encoder_attention_heads=recipe.heads,
+        decoder_attention_heads=recipe.heads,
+        encoder_ffn_dim=4 * recipe.d_model,
+        decoder_ffn_dim=4 * recipe.d_model,
+        conv_channels=2 * recipe.d_model,
+        ctc_encoder_layer=max(1, 2 * recipe.encoder_layers // 3),
+        final_ctc=True,
+        dropout=recipe.dropout,
+        attention_dropout=recipe.dropout,
+        max_target_positions=128,
+        tie_word_embeddings=True,
+        language_ids={language: tokenizer.piece_to_id(f"<lang:{language}>") for language in recipe.languages},
+    )
+
+
+def transcribe(model: ConformerModel, features: list[Tensor], language: str, batch: int = 16) -> list[str]:
+    """Beam-search output of many utterances, batched by length."""
+    order = sorted(range(len(features)), key=lambda index: len(features[index]))
+    texts = {}
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        inputs, frames = pad([features[row] for row in rows], 0.0)
+        mask = (torch.arange(inputs.shape[1]) < frames[:, None]).long()
+        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(inputs, language, mask), strict=True)}
+    return [texts[row] for row in range(len(features))]
+
+
+def save_whole(state: dict, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def train(recipe: Recipe, data: Path) -> None:
+    """Train `recipe` on data/train, validating on the dev part, and write data/models/<name>."""
+    work = data / "train" / "checkpoints" / recipe.name
+    work.mkdir(parents=True, exist_ok=True)
+    training = TrainingData(data / "train", recipe.languages, recipe.batch_frames)
+    tokenizer = train_tokenizer(recipe, training.table, work / "spm.model")
+    torch.manual_seed(recipe.seed)
+    network = ConformerForConditionalGeneration(configuration(recipe, tokenizer))
+    model = ConformerModel(network, tokenizer, recipe.name, weights_hash="in training")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3)
+    checkpoint, log_path = work / "last.pt", work / "log.csv"
+    step, elapsed, log = 0, 0.0, []
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, elapsed, log = state["step"], state["seconds"], state["log"]
+        print(f"{recipe.name}: continuing at step {step} of {recipe.steps}", flush=True)
+    dev = {language: load_corpus(data, language=language, split="dev") for language in recipe.languages}
+    dev_features = {language: [model.features(u.audio()) for u in corpus] for language, corpus in dev.items()}
+    started = saved = time.monotonic()
+    while step < recipe.steps:
+        # Everything random in a step depends on the step alone, so an interrupted run repeats an undisturbed one.
+        epoch, place = divmod(step, len(training.batches))
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(training.batches))
+        generator = np.random.default_rng((recipe.seed, step, 1))
+        torch.manual_seed(recipe.seed * 1_000_003 + step)
+        features, table = training.batch(training.batches[order[place]])
+        features = [spec_augment(item, generator) for item in features]
+        translated = np.zeros(len(table), dtype=bool)
+        if recipe.translation_from is not None and step >= recipe.translation_from:
+            translated = generator.random(len(table)) < 0.5
+        transcripts = [torch.tensor(ids) for ids in tokenizer.encode(list(table.transcript))]
+        translations = [torch.tensor(ids) for ids in tokenizer.encode(list(table.translation))]
+        targets = [b if t else a for a, b, t in zip(transcripts, translations, translated, strict=True)]
+        other = {"en": "it", "it": "en"}
+        written = [other[own] if t else own for own, t in zip(table.language, translated, strict=True)]
+        network.train()
+        parts = losses(network, recipe, features, transcripts, targets, [model.prompt(w) for w in written])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step + 1, recipe)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        seconds = elapsed + time.monotonic() - started
+        if step % 50 == 0 or step == recipe.steps:
+            log.append({"step": step, "seconds": round(seconds, 1), **{k: round(float(v), 4) for k, v in parts.items()}})
+            if step % recipe.validate_every == 0 or step == recipe.steps:
+                network.eval()
+                for language in recipe.languages:
+                    output = transcribe(model, dev_features[language], language)
+                    score = wer([u.transcript for u in dev[language]], output, language)
+                    log[-1][f"dev_wer_{language}"] = round(score, 2)
+            print(f"{recipe.name}: " + ", ".join(f"{key} {value}" for key, value in log[-1].items()), flush=True)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            save_whole(state | {"step": step, "seconds": seconds, "log": log}, checkpoint)
+            pd.DataFrame(log).to_csv(log_path, index=False)
+            saved = time.monotonic()
+    export(model, recipe, work, data / "models" / recipe.name)
+
+
+def export(model: ConformerModel, recipe: Recipe, work: Path, folder: Path) -> None:
+    """Write the trained model whole: float16 weights halve the repository and are computed with in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.network.half().save_pretrained(folder)
+    (folder / "spm.model").write_bytes((work / "spm.model").read_bytes())
+    (folder / "training_log.csv").write_bytes((work / "log.csv").read_bytes())
+    print(f"{recipe.name}: written to {folder}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}; all by default")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe says")
+    arguments = parser.parse_args()
+    unknown = set(arguments.models) - set(RECIPES)
+    if unknown:
+        parser.error(f"there is no recipe for {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
+    torch.set_num_threads(os.cpu_count())
+    for name in arguments.models:
+        recipe = RECIPES[name]
+        train(replace(recipe, steps=arguments.steps or recipe.steps), arguments.data)
+
+
+if __name__ == "__main__":
+    main()

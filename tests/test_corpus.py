@@ -1,0 +1,260 @@
+import csv
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+
+from xattn.audio import SAMPLE_RATE
+from xattn.corpus import Word, load_corpus, utterance_from_file
+
+MANIFEST = tuple(
+    csv.reader(
+        [
+            "id,split,language,audio,duration,transcript,translation,voice,rate,pitch,noise,snr,sha256",
+            "en1,test,en,audio/en1.flac,0.8,the dog sleeps,il cane dorme,en+m3,160,50,white,12.5,",
+            'en2,dev,en,audio/en2.flac,0.8,"yes, it is","sì, lo è",en+f2,150,40,,,',
+            "it1,test,it,audio/it1.flac,0.8,il gatto,the cat,it,160,50,white,8,",
+        ]
+    )
+)
+WORDS = (
+    ["id", "word", "start", "end"],
+    ["en1", "the", "0.05", "0.2"],
+    ["en1", "dog", "0.2", "0.5"],
+    ["en1", "sleeps", "0.5", "0.8"],
+    ["it1", "il", "0.1", "0.3"],
+    ["it1", "gatto", "0.35", "0.7"],
+)
+
+
+class Folder:
+    """A corpus of three utterances that a test may spoil before it is read."""
+
+    def __init__(self, path):
+        self.path = path
+        self.manifest = [list(row) for row in MANIFEST]
+        self.words = [list(row) for row in WORDS]
+        self.samples = {}
+        (path / "audio").mkdir()
+        for seed, row in enumerate(self.manifest[1:]):
+            samples = np.random.default_rng(seed).integers(-9000, 9000, round(0.8 * SAMPLE_RATE)).astype(np.int16)
+            soundfile.write(path / row[3], samples, SAMPLE_RATE)
+            row[-1] = hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+            self.samples[row[0]] = samples
+        self.write()
+
+    def write(self, encoding="utf-8"):
+        for name, rows in (("manifest.csv", self.manifest), ("words.csv", self.words)):
+            with open(self.path / name, "w", newline="", encoding=encoding) as file:
+                csv.writer(file).writerows(rows)
+
+    def set(self, row, column, value):
+        """Change a cell of the manifest; the row is counted as a spreadsheet does."""
+        self.manifest[row - 1][MANIFEST[0].index(column)] = value
+        self.write()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def test_every_field(folder):
+    corpus = load_corpus(folder.path)
+    assert [utterance.id for utterance in corpus] == ["en1", "en2", "it1"]
+    first, second, third = corpus
+    assert (first.language, first.split, first.duration, first.voice, first.snr) == ("en", "test", 0.8, "en+m3", 12.5)
+    assert first.audio_path == folder.path / "audio/en1.flac"
+    assert first.words == (Word("the", 0.05, 0.2), Word("dog", 0.2, 0.5), Word("sleeps", 0.5, 0.8))
+    assert (second.transcript, second.translation) == ("yes, it is", "sì, lo è")
+    assert (second.snr, second.words) == (None, ())
+    assert [utterance.target_language for utterance in corpus] == ["it", "it", "en"]
+    assert third.row == 4
+    for utterance in corpus:
+        np.testing.assert_array_equal(utterance.audio(), folder.samples[utterance.id] / 2**15)
+    assert pickle.loads(pickle.dumps(corpus)) == corpus
+
+
+@pytest.mark.parametrize(
+    ("language", "split", "ids"),
+    [("en", None, ["en1", "en2"]), (None, "test", ["en1", "it1"]), ("en", "dev", ["en2"]), (None, None, None)],
+)
+def test_filter(folder, language, split, ids):
+    found = [utterance.id for utterance in load_corpus(folder.path, language=language, split=split)]
+    assert found == (ids or ["en1", "en2", "it1"])
+
+
+@pytest.mark.parametrize(
+    ("language", "split", "wanted"),
+    [("de", None, "language 'de'"), (None, "train", "split 'train'"), ("it", "dev", "language 'it' split 'dev'")],
+)
+def test_nothing_selected(folder, language, split, wanted):
+    message = f"manifest.csv has no utterance of {wanted}: choose among en dev, en test, it test."
+    with pytest.raises(ValueError, match=message):
+        load_corpus(folder.path, language=language, split=split)
+
+
+def test_no_rows(folder):
+    folder.manifest = folder.manifest[:1]
+    folder.write()
+    with pytest.raises(ValueError, match=r"manifest\.csv has no utterance: choose among none\."):
+        load_corpus(folder.path)
+
+
+def test_few_columns_and_a_byte_order_mark(folder):
+    folder.manifest = [["transcript", "id", "audio", "language"], ["the dog", "a", "audio/en1.flac", "en"]]
+    folder.write(encoding="utf-8-sig")
+    (folder.path / "words.csv").unlink()
+    (utterance,) = load_corpus(folder.path)
+    assert (utterance.id, utterance.transcript, utterance.translation, utterance.split) == ("a", "the dog", "", "")
+    assert utterance.duration == 0.8  # the audio's own
+    np.testing.assert_array_equal(utterance.audio(), folder.samples["en1"] / 2**15)
+
+
+def test_references(folder):
+    english, _, italian = load_corpus(folder.path)
+    assert english.reference("en") == "the dog sleeps"
+    assert english.reference("en-it") == "il cane dorme"
+    assert italian.reference("it") == "il gatto"
+    assert italian.reference("it-en") == "the cat"
+
+
+@pytest.mark.parametrize("setting", ["it", "it-en", "e", "", "-it"])
+def test_reference_for_another_language(folder, setting):
+    utterance = load_corpus(folder.path)[0]
+    message = f"Utterance en1 is spoken in 'en' and has no reference for the setting '{setting}': choose"
+    with pytest.raises(ValueError, match=message):
+        utterance.reference(setting)
+
+
+def test_reference_for_another_target(folder):
+    with pytest.raises(ValueError, match="en1 is translated into 'it' .* 'en-de': use the setting 'en-it'"):
+        load_corpus(folder.path)[0].reference("en-de")
+
+
+def test_reference_that_is_not_there(folder):
+    folder.set(2, "translation", "")
+    with pytest.raises(ValueError, match="Utterance en1 has no translation, which the setting 'en-it' needs: add it"):
+        load_corpus(folder.path)[0].reference("en-it")
+    own = utterance_from_file(folder.path / "audio/en1.flac", "en")
+    with pytest.raises(ValueError, match="Utterance en1 has no transcript, which the setting 'en' needs: add it"):
+        own.reference("en")
+
+
+def test_missing_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no .*manifest\.csv: give the folder of a corpus"):
+        load_corpus(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["id", "audio", "language", "transcript"])
+def test_missing_column(folder, column):
+    folder.set(1, column, "other")
+    with pytest.raises(ValueError, match=rf"manifest\.csv has no column {column}: add it to the header"):
+        load_corpus(folder.path)
+
+
+@pytest.mark.parametrize("column", ["id", "audio", "language", "transcript"])
+def test_empty_cell(folder, column):
+    folder.set(3, column, " ")
+    id = "" if column == "id" else "en2"
+    with pytest.raises(ValueError, match=rf"manifest\.csv row 3 \(id \s*{id}\) has an empty {column}: fill it in"):
+        load_corpus(folder.path)
+
+
+def test_duplicate_id(folder):
+    folder.set(4, "id", "en1")
+    with pytest.raises(ValueError, match=r"manifest\.csv row 4 \(id en1\) repeats the id of row 2: rename one"):
+        load_corpus(folder.path)
+
+
+@pytest.mark.parametrize("line", ["en1,en,audio/en1.flac,yes, it is", "en1,en,audio/en1.flac"])
+def test_number_of_cells(folder, line):
+    (folder.path / "manifest.csv").write_text(f"id,language,audio,transcript\n{line}\n")
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\) does not have as many cells as the header: put texts"):
+        load_corpus(folder.path)
+
+
+def test_encoding(folder):
+    folder.write(encoding="latin-1")
+    with pytest.raises(ValueError, match=r"manifest\.csv is not encoded in UTF-8: save it again"):
+        load_corpus(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("duration", "long"), ("snr", "nan"), ("duration", "inf"), ("duration", "0,8")]
+)
+def test_not_a_number(folder, column, value):
+    folder.set(3, column, value)
+    with pytest.raises(ValueError, match=rf"row 3 \(id en2\) has '{value}' as its {column}, where a number is needed"):
+        load_corpus(folder.path)
+
+
+def test_missing_audio(folder):
+    (folder.path / "audio/it1.flac").unlink()
+    with pytest.raises(FileNotFoundError, match=r"row 4 \(id it1\) names the audio .*it1\.flac, which is missing"):
+        load_corpus(folder.path)
+    assert len(load_corpus(folder.path, language="en")) == 2
+
+
+def test_unreadable_audio(folder):
+    (folder.path / "audio/en1.flac").write_bytes(b"not audio")
+    utterance = load_corpus(folder.path)[0]
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*en1\.flac cannot be read: convert it to WAV or FLAC"):
+        utterance.audio()
+
+
+def test_wrong_rate(folder):
+    soundfile.write(folder.path / "audio/en1.flac", folder.samples["en1"][::2], SAMPLE_RATE // 2)
+    utterance = load_corpus(folder.path)[0]
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*en1\.flac is at 8000 Hz where .* 16000 Hz: resample it"):
+        utterance.audio()
+
+
+@pytest.mark.parametrize(("duration", "agrees"), [("0.84", True), ("0.76", True), ("0.86", False), ("0.74", False)])
+def test_duration(folder, duration, agrees):
+    folder.set(3, "duration", duration)
+    utterance = load_corpus(folder.path)[1]
+    if agrees:
+        assert utterance.audio().size == round(0.8 * SAMPLE_RATE)
+    else:
+        message = rf"row 3 \(id en2\): .*en2\.flac lasts 0\.800 s where the manifest says {duration}0 s: restore"
+        with pytest.raises(ValueError, match=message):
+            utterance.audio()
+
+
+def test_other_audio_of_the_same_length(folder):
+    samples = folder.samples["en1"].copy()
+    samples[-1] += 1
+    soundfile.write(folder.path / "audio/en1.flac", samples, SAMPLE_RATE)
+    utterance = load_corpus(folder.path)[0]
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*is not the audio the manifest was made for"):
+        utterance.audio()
+
+
+@pytest.mark.parametrize(
+    ("row", "start", "end", "message"),
+    [
+        (4, "0.4", "0.8", r"the word 'sleeps' from 0\.4 to 0\.8 s is out of order after 0\.5 s: list"),
+        (4, "0.7", "0.6", r"the word 'sleeps' from 0\.7 to 0\.6 s is out of order after 0\.5 s: list"),
+        (2, "-0.1", "0.1", r"the word 'the' from -0\.1 to 0\.1 s is out of order after 0 s: list"),
+        (4, "0.5", "0.9", r"the word 'sleeps' ends at 0\.9 s, beyond the audio's 0\.800 s: correct"),
+    ],
+)
+def test_word_times(folder, row, start, end, message):
+    folder.words[row - 1][2:] = start, end
+    folder.write()
+    with pytest.raises(ValueError, match=rf"words\.csv row {row} \(id en1\): {message}"):
+        load_corpus(folder.path)
+
+
+def test_own_recording_of_any_rate(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2))
+    soundfile.write(tmp_path / "my talk.wav", samples, 44_100)
+    utterance = utterance_from_file(tmp_path / "my talk.wav", "en", "hello")
+    assert (utterance.id, utterance.language, utterance.duration) == ("my talk", "en", 1.0)
+    assert utterance.reference("en") == "hello"
+    assert utterance.audio().shape == (SAMPLE_RATE,)
+    with pytest.raises(FileNotFoundError, match="There is no audio file"):
+        utterance_from_file(tmp_path / "absent.wav", "en")

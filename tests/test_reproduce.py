@@ -1,0 +1,239 @@
+"""The runner on throw-away notebooks, through papermill and real kernels (two seconds each, so few of them)."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from xattn.reproduce import STEPS, NotebookFailed, Step, load_profile, plan, run
+
+PROFILE = {
+    "profile": "tiny",
+    "data": "data",
+    "models": {"base": "models/base"},
+    "settings": {"base": ["en", "en-it"]},
+    "split": "test",
+    "utterances": 1,
+    "input_masks": 1,
+    "encoder_masks": 1,
+    "input_p": 0.5,
+    "encoder_p": 0.7,
+    "seed": 3,
+    "device": "cpu",
+}
+MAPS = Step("10_maps", ("maps", "model", "settings", "seed"), ("maps/base.txt",), per_source=True)
+TABLE = Step("20_table", ("maps", "output"), ("20_table.csv",), needs=("10_maps",))
+STEPS_HERE = (MAPS, TABLE)
+MAKE_MAPS = [
+    'maps = ""\nmodel = ""\nsettings = []\nseed = 0',
+    "from pathlib import Path\nPath(maps).mkdir(exist_ok=True)\n"
+    "print('explaining', settings, seed)\n(Path(maps) / 'base.txt').write_text(Path(model, 'weights').read_text())",
+]
+MAKE_TABLE = [
+    'maps = ""\noutput = ""',
+    "from pathlib import Path\n"
+    "(Path(output) / '20_table.csv').write_text('rho\\n' + (Path(maps) / 'base.txt').read_text())",
+]
+
+
+def write_notebook(path, sources):
+    """A notebook of code cells, the first one its parameters cell."""
+    cells = [
+        {"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None, "id": f"c{i}"}
+        for i, source in enumerate(sources)
+    ]
+    cells[0]["metadata"]["tags"] = ["parameters"]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository in miniature: a profile, a corpus, a model, a notebook that makes maps and one that reads them."""
+    for folder in ("notebooks/profiles", "data", "models/base", "models/small", "xattn/models"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "xattn" / "models" / "conformer.py").write_text("SUBSAMPLING = 4\n")
+    (tmp_path / "data" / "manifest.csv").write_text("id\n1\n")
+    (tmp_path / "models" / "base" / "weights").write_text("0.5")
+    write_profile(tmp_path, PROFILE)
+    write_notebook(tmp_path / "notebooks" / "10_maps.ipynb", MAKE_MAPS)
+    write_notebook(tmp_path / "notebooks" / "20_table.ipynb", MAKE_TABLE)
+    return tmp_path
+
+
+def write_profile(root, profile):
+    path = root / "notebooks" / "profiles" / "tiny.yaml"
+    path.write_text(yaml.safe_dump(profile), encoding="utf-8")
+    return path
+
+
+def stale(root, steps=STEPS_HERE):
+    """Names of the executions that are not current."""
+    return [
+        job.name for job in plan(load_profile(root / "notebooks/profiles/tiny.yaml", root), root, steps) if job.stale
+    ]
+
+
+def test_only_what_changed_runs_again(root, capfd):
+    profile, figures = root / "notebooks/profiles/tiny.yaml", root / "figures/tiny"
+    run(profile, root=root, steps=STEPS_HERE)
+    printed = capfd.readouterr().out
+    assert "[1/2] 10_maps-base-en" in printed and "[2/2] 20_table" in printed
+    assert "explaining ['en', 'en-it'] 3" in printed  # what a cell prints is seen while it runs
+    assert (figures / "20_table.csv").read_text() == "rho\n0.5"
+    assert stale(root) == []
+
+    copies = {path: path.stat().st_mtime_ns for path in figures.rglob("*") if path.is_file()}
+    assert len(copies) == 5  # two executed copies, a map, a table, the provenance
+    run(profile, root=root, steps=STEPS_HERE)
+    assert capfd.readouterr().out == "figures/tiny is up to date (2 notebooks); nothing to do.\n"
+    assert {path: path.stat().st_mtime_ns for path in figures.rglob("*") if path.is_file()} == copies
+
+    write_notebook(root / "notebooks/20_table.ipynb", [*MAKE_TABLE, "rho = 1"])
+    run(profile, root=root, steps=STEPS_HERE)
+    printed = capfd.readouterr().out
+    assert "[1/1] 20_table" in printed and "10_maps" not in printed
+
+    (root / "models/base/weights").write_text("0.25")
+    run(profile, root=root, steps=STEPS_HERE)
+    printed = capfd.readouterr().out
+    assert "[1/2] 10_maps-base-en" in printed and "[2/2] 20_table" in printed
+    assert (figures / "20_table.csv").read_text() == "rho\n0.25"
+
+    facts = json.loads((figures / "provenance.json").read_text())
+    assert list(facts) == sorted(facts)
+    assert facts["steps"]["10_maps-base-en"]["parameters"] == {
+        "maps": "figures/tiny/maps",
+        "model": "models/base",
+        "settings": ["en", "en-it"],
+        "seed": 3,
+    }
+    assert facts["steps"]["20_table"]["seconds"] > 0
+    # sha256sum of the eight bytes above
+    assert facts["tables"] == {"20_table.csv": "06b48e31fe6e089f3f33dc0e7612d929dca03e8856bf2d9147d99a8c7c8c5ce5"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda root: write_profile(root, {**PROFILE, "seed": 4}), ["10_maps-base-en", "20_table"]),
+        (lambda root: write_profile(root, {**PROFILE, "device": "cuda"}), []),  # no step here is passed the device
+        (lambda root: (root / "data/manifest.csv").write_text("id\n2\n"), []),  # nor the corpus
+        (lambda root: (root / "models/base/weights").touch(), []),
+        (
+            lambda root: (root / "xattn/models/conformer.py").write_text("SUBSAMPLING = 8"),
+            ["10_maps-base-en", "20_table"],
+        ),
+        (lambda root: (root / "figures/tiny/20_table.csv").unlink(), ["20_table"]),
+        (lambda root: (root / "figures/tiny/notebooks/20_table.ipynb").write_text("{"), ["20_table"]),
+    ],
+    ids=["seed", "device", "corpus", "time of the weights", "package", "output gone", "copy damaged"],
+)
+def test_what_makes_a_step_stale(root, change, expected):
+    assert stale(root) == ["10_maps-base-en", "20_table"]
+    for job in plan(PROFILE, root, STEPS_HERE):  # as if both had run
+        for file in (job.copy, *job.outputs):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"metadata": {"xattn": {"inputs": job.inputs, "seconds": 1.0}}}))
+    assert stale(root) == []
+    change(root)
+    assert stale(root) == expected
+
+
+def test_a_corpus_makes_the_steps_that_read_it_stale(root):
+    steps = (replace(MAPS, parameters=(*MAPS.parameters, "data")), TABLE)
+    before = [job.inputs for job in plan(PROFILE, root, steps)]
+    (root / "data/README.md").write_text("a card is no data")
+    assert [job.inputs for job in plan(PROFILE, root, steps)] == before
+    (root / "data/manifest.csv").write_text("id\n2\n")
+    after = [job.inputs for job in plan(PROFILE, root, steps)]
+    assert before[0] != after[0] and before[1] != after[1]
+
+
+def test_maps_are_made_once_for_every_model_and_source_language(root):
+    settings = {"base": ["en"], "small": ["en", "it", "en-it", "it-en"]}
+    profile = {**PROFILE, "models": {"base": "models/base", "small": "models/small"}, "settings": settings}
+    jobs = plan(load_profile(write_profile(root, profile), root), root, STEPS_HERE)
+    assert [(job.name, job.parameters.get("settings")) for job in jobs] == [
+        ("10_maps-base-en", ["en"]),
+        ("10_maps-small-en", ["en", "en-it"]),
+        ("10_maps-small-it", ["it", "it-en"]),
+        ("20_table", None),
+    ]
+
+
+def test_a_failure_keeps_the_last_good_copy(root, capfd):
+    profile, folder = root / "notebooks/profiles/tiny.yaml", root / "figures/tiny/notebooks"
+    folder.mkdir(parents=True)
+    good = folder / "10_maps-base-en.ipynb"
+    good.write_text("the copy of an earlier run")
+    write_notebook(root / "notebooks/10_maps.ipynb", [*MAKE_MAPS, "raise ValueError('no such split:\\n  dev')"])
+    sentence = (
+        r"^10_maps-base-en failed with ValueError: no such split: dev "
+        r"\(the traceback is in figures/tiny/notebooks/10_maps-base-en.failed.ipynb\)\.$"
+    )
+    with pytest.raises(NotebookFailed, match=sentence):
+        run(profile, root=root, steps=STEPS_HERE)
+    assert good.read_text() == "the copy of an earlier run"
+    assert sorted(path.name for path in folder.iterdir()) == ["10_maps-base-en.failed.ipynb", good.name]
+    assert "Traceback" in (folder / "10_maps-base-en.failed.ipynb").read_text()
+    assert stale(root) == ["10_maps-base-en", "20_table"]
+
+
+def test_a_notebook_that_does_not_write_its_outputs_fails(root):
+    steps = (replace(MAPS, outputs=("maps/base.txt", "maps/other.txt")), TABLE)
+    with pytest.raises(
+        NotebookFailed, match=r"10_maps-base-en failed with it did not write figures/tiny/maps/other.txt"
+    ):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=steps)
+
+
+def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_runs(root):
+    steps = (MAPS, replace(TABLE, parameters=("maps", "output", "split")))
+    with pytest.raises(ValueError, match=r"^20_table.ipynb does not declare split in its parameters cell"):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=steps)
+    assert not (root / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"masks": 3}, "the key 'masks' is unknown; a profile has exactly profile, data, models"),
+        ({"seed": None}, "the key 'seed' is missing"),
+        ({"utterances": 0}, "utterances must be at least 1, not 0"),
+        ({"utterances": True}, "utterances must be of type int, not True"),
+        ({"input_masks": "2,000"}, "input_masks must be of type int, not '2,000'"),
+        ({"encoder_p": 1.0}, "encoder_p is a masking probability between 0 and 1, not 1.0"),
+        ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
+        ({"models": {"base": "models/bass"}}, "the folder 'models/bass' of models: base does not exist"),
+        ({"models": {"base": "models/small"}}, "models: base must be called as its folder, 'models/small'"),
+        ({"settings": {"bass": ["en"]}}, "models and settings must name the same models"),
+        ({"settings": {"base": [False]}}, "settings: base must list such as en or en-it, each once"),
+        ({"settings": {"base": ["en", "en"]}}, "settings: base must list such as en or en-it, each once"),
+        ({"data": "corpus"}, "the corpus folder 'corpus' does not exist or holds no manifest"),
+    ],
+)
+def test_a_wrong_profile_ends_in_one_sentence(root, change, sentence):
+    profile = {key: value for key, value in {**PROFILE, **change}.items() if value is not None}
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        load_profile(write_profile(root, profile), root)
+    text = str(error.value)
+    assert sentence in text and "tiny.yaml" in text and "\n" not in text and text.endswith(".")
+
+
+def test_the_command_line_says_what_is_wrong_in_one_sentence():
+    command = [sys.executable, "-m", "xattn.reproduce", "notebooks/profiles/huge.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: There is no profile notebooks/profiles/huge.yaml; profiles in ")
+    assert "mini, smoke" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_steps_read_only_from_steps_before_them():
+    names = [step.notebook for step in STEPS]
+    assert len(set(names)) == len(names) > 0
+    assert all(need in names[:i] for i, step in enumerate(STEPS) for need in step.needs)

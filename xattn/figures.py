@@ -1,0 +1,195 @@
+"""Heatmaps and tables in one style. Every function takes arrays and returns a Figure; `save` writes it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from xattn.attention import MEAN
+from xattn.compare import frame_wise, saliency_on_steps, spoken_tokens
+from xattn.corpus import Word
+
+MAP_COLOURS = "magma"
+RHO_COLOURS = sns.light_palette("#1f5a8c", as_cmap=True)
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "xattn",
+    "svg.fonttype": "none",
+}
+SATURATION = 4.0  # standard deviations at which the colour scale of maps ends
+TITLES = {"CA": "Cross-attention, CA", "SM^X": "Input saliency, SM$^X$", "SM^H": "Encoder saliency, SM$^H$"}
+
+
+def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) -> None:
+    """Write a figure as stem.png (and stem.svg), the same bytes for the same content, and close it."""
+    for suffix in formats:
+        with matplotlib.rc_context(STYLE):
+            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+            figure.savefig(f"{stem}.{suffix}", bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
+
+
+def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_max") -> Figure:
+    """CA, SM^X and SM^H of one utterance side by side, tokens against seconds, under the spectrogram.
+
+    The maps are drawn as they are correlated: CA (mean over layers and heads) normalised frame-wise, SM^X and SM^H
+    per token, SM^X reduced to encoder steps; one colour scale in standard deviations serves all three.
+
+    Args:
+        maps: a dataset of `xattn.explain`.
+        words: spoken words with their times, drawn as boundaries; none where they are not known.
+        reduction: see `xattn.compare.reduce_to_steps`.
+    """
+    maps = spoken_tokens(maps)
+    panels = {
+        "CA": frame_wise(maps.cross_attention.mean(["layer", "head"]).values),
+        "SM^X": saliency_on_steps(maps, "input", reduction),
+        "SM^H": saliency_on_steps(maps, "encoder"),
+    }
+    tokens = maps.token.values
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            2,
+            3,
+            figsize=(13, 2.2 + 0.19 * len(tokens)),
+            sharex=True,
+            gridspec_kw={"height_ratios": [1.1, 0.19 * len(tokens)], "hspace": 0.04, "wspace": 0.04},
+            layout="constrained",
+        )
+        for column, (name, panel) in enumerate(panels.items()):
+            _spectrogram(axes[0, column], maps, words)
+            axes[0, column].set_title(TITLES[name], pad=40 if words else 6)
+            image = _map(axes[1, column], panel, maps, words)
+            if column == 0:
+                axes[0, column].set_ylabel("Mel band")
+                axes[1, column].set_yticks(range(len(tokens)), tokens)
+                axes[1, column].set_ylabel("token of the hypothesis")
+            else:
+                axes[0, column].set_yticks([])
+                axes[1, column].set_yticks([])
+            axes[1, column].set_xlabel("time (s)")
+        bar = figure.colorbar(image, ax=axes[1], extend="max", pad=0.01, aspect=30)
+        bar.set_label("standard deviations above the mean\n(CA: of its step; SM: of its token's map)")
+    return figure
+
+
+def _map(axes: Axes, panel: np.ndarray, maps: xr.Dataset, words: Sequence[Word]):
+    width = maps.subsampling * float(np.diff(maps.time.values[:2])[0])  # seconds a step covers
+    image = axes.imshow(
+        panel,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=MAP_COLOURS,
+        norm=Normalize(0, SATURATION),
+        extent=(0, width * panel.shape[1], len(panel) - 0.5, -0.5),
+    )
+    for word in words:
+        axes.axvline(word.start, color="white", linewidth=0.5, alpha=0.6)
+    return image
+
+
+def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
+    features = maps.features.values
+    hop = float(np.diff(maps.time.values[:2])[0])
+    axes.imshow(
+        features.T,
+        aspect="auto",
+        origin="lower",
+        cmap="Greys",
+        vmin=-1.5,
+        vmax=3,
+        extent=(0, hop * len(features), 0, features.shape[1]),
+    )
+    for word in words:
+        axes.axvline(word.start, color="#1f5a8c", linewidth=0.6)
+        axes.text(
+            (word.start + word.end) / 2, features.shape[1] + 3, word.word, rotation=90, ha="center", va="bottom", size=7
+        )
+
+
+def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
+    """Correlation of every layer and head in the paper's arrangement, one panel a saliency source.
+
+    table: long, with columns source ("input", "encoder"), layer, head (numbers and "mean") and rho.
+    """
+    sources = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
+    with matplotlib.rc_context(STYLE):
+        grids = {
+            source: table[table.source == source].pivot(index="layer", columns="head", values="rho") for source in sources
+        }
+        rows, columns = (_labels(grids["input"].index), _labels(grids["input"].columns))
+        figure, axes = plt.subplots(
+            1, 2, figsize=(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows)), layout="constrained", sharey=True
+        )
+        low = min(0.0, *(float(grid.min().min()) for grid in grids.values()))
+        high = max(float(grid.max().max()) for grid in grids.values())
+        for axis, (source, grid) in zip(axes, grids.items(), strict=True):
+            sns.heatmap(
+                grid.loc[rows, columns],
+                annot=True,
+                fmt=".2f",
+                cmap=RHO_COLOURS,
+                vmin=low,
+                vmax=high,
+                cbar=axis is axes[-1],
+                cbar_kws={"label": r"Pearson's $\rho$"},
+                linewidths=0.5,
+                ax=axis,
+            )
+            axis.axhline(len(rows) - 1, color="black", linewidth=1)
+            axis.axvline(len(columns) - 1, color="black", linewidth=1)
+            axis.set(title=sources[source], xlabel="head", ylabel="decoder layer" if axis is axes[0] else "")
+            axis.tick_params(length=0, labelrotation=0)
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _labels(index: pd.Index) -> list:
+    return [*sorted(label for label in index if label != MEAN), MEAN]
+
+
+def coverage() -> Figure:
+    """The paper's first figure in our own drawing: which part of the model each map covers."""
+    boxes = {  # left edge, width, text, colour
+        "spectrogram": (0.0, 1.5, "spectrogram\nX  (time × mel)", "#dfe7ee"),
+        "encoder": (2.2, 1.5, "encoder", "#c3d4e3"),
+        "states": (4.4, 1.5, "encoder output\nH  (step × width)", "#dfe7ee"),
+        "decoder": (6.6, 1.7, "decoder\nwith cross-attention", "#c3d4e3"),
+        "tokens": (9.0, 1.4, "output tokens", "#dfe7ee"),
+    }
+    spans = [  # from, to, height, text, colour
+        (4.4, 8.3, 1.55, "CA: softmax(QK$^\\mathsf{T}$/√d), one map a layer and head", "#b5502d"),
+        (4.4, 10.4, 2.25, "SM$^H$: hide steps of H, run the decoder again", "#6a4c93"),
+        (0.0, 10.4, 2.95, "SM$^X$: hide superpixels of X, run the whole model again", "#1f5a8c"),
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
+        for left, width, text, colour in boxes.values():
+            axes.add_patch(FancyBboxPatch((left, 0), width, 1, "round,pad=0.05", facecolor=colour, edgecolor="#445"))
+            axes.text(left + width / 2, 0.5, text, ha="center", va="center")
+        edges = [(left, left + width) for left, width, *_ in boxes.values()]
+        for (_, end), (start, _) in pairwise(edges):
+            axes.annotate("", (start - 0.06, 0.5), (end + 0.06, 0.5), arrowprops={"arrowstyle": "->", "color": "#445"})
+        for start, end, height, text, colour in spans:
+            axes.annotate("", (start, height), (end, height), arrowprops={"arrowstyle": "<->", "color": colour})
+            axes.text((start + end) / 2, height + 0.06, text, ha="center", va="bottom", color=colour)
+        axes.set(xlim=(-0.2, 10.6), ylim=(-0.15, 3.45))
+        axes.axis("off")
+    return figure

@@ -1,0 +1,71 @@
+"""Maps on disk: one Zarr group an utterance and setting, written whole or not at all, keyed by what produced it."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import xarray as xr
+
+from xattn.occlusion import expand
+
+KEY = "key"
+
+
+def key_of(parameters: dict) -> str:
+    """Hash of everything that determines a unit's numbers; `parameters` must be plain JSON values."""
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def path_of(folder: str | Path, model: str, setting: str, utterance: str) -> Path:
+    """Where the maps of one utterance lie below `folder`."""
+    return Path(folder) / model / setting / f"{utterance}.zarr"
+
+
+def is_current(path: Path, key: str) -> bool:
+    """Whether `path` holds maps that were made under `key`."""
+    if not path.is_dir():
+        return False
+    return _open(path).attrs.get(KEY) == key
+
+
+def save(maps: xr.Dataset, path: Path, key: str) -> None:
+    """Write maps under a temporary name and rename them whole; SM^X is stored in its compact form only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    compact = maps.drop_vars("input_saliency").assign_attrs({KEY: key})
+    compact.to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read the maps of one utterance, with SM^X expanded to cells again."""
+    return expand(_open(path).load())
+
+
+def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
+    """The maps of every utterance of a model and setting, in the order of their ids, read one at a time.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    paths = sorted((Path(folder) / model / setting).glob("[!.]*.zarr"))
+    if not paths:
+        raise FileNotFoundError(f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first.")
+    return map(load, paths)
+
+
+def contents(folder: str | Path) -> list[tuple[str, str]]:
+    """The models and settings that `folder` holds maps of."""
+    return sorted({path.parts[-3:-1] for path in Path(folder).glob("*/*/[!.]*.zarr")})
+
+
+def _open(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_zarr(path, consolidated=False, chunks=None)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no readable maps ({error}): delete it and run 10_maps again.") from error
