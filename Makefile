@@ -66,6 +66,7 @@ data: $(READY)  ## the mini corpus, synthesised again
 
 train: $(READY)  ## the mini models, trained again
 	@"$(PY)" -m recipes.train
+	@"$(PY)" -m recipes.card
 
 clean:  ## removes the executed notebooks and maps of PROFILE, nothing else
 	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps

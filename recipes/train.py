@@ -6,8 +6,6 @@ data/models/<name>: configuration, float16 weights, SentencePiece model, trainin
 """
 
 import argparse
-import csv
-import json
 import os
 import time
 from dataclasses import dataclass, replace
@@ -62,9 +60,7 @@ class Recipe:
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (
-        Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=500, steps=4000),
-    )
+    for recipe in (Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=500, steps=4000),)
 }
 
 
@@ -93,14 +89,16 @@ class TrainingData:
     def batch(self, rows: np.ndarray) -> tuple[list[Tensor], pd.DataFrame]:
         table = self.table.loc[rows]
         features = [
-            torch.from_numpy(cmvn(np.array(self.features[row.language][row.start_frame : row.start_frame + row.frames])))
+            torch.from_numpy(
+                cmvn(np.array(self.features[row.language][row.start_frame : row.start_frame + row.frames]))
+            )
             for row in table.itertuples()
         ]
         return features, table
 
 
 def spec_augment(features: Tensor, generator: np.random.Generator) -> Tensor:
-    """Two bands of up to 20 mels and two stretches of up to 25 frames set to the mean, which is 0 (Park et al. 2019)."""
+    """Two bands of up to 20 mels and two stretches of up to 25 frames set to 0, the mean (Park et al. 2019)."""
     features = features.clone()
     frames, mels = features.shape
     for axis, limit, size in ((1, 20, mels), (1, 20, mels), (0, 25, frames), (0, 25, frames)):
@@ -258,7 +256,9 @@ def train(recipe: Recipe, data: Path) -> None:
         step += 1
         seconds = elapsed + time.monotonic() - started
         if step % 50 == 0 or step == recipe.steps:
-            log.append({"step": step, "seconds": round(seconds, 1), **{k: round(float(v), 4) for k, v in parts.items()}})
+            log.append(
+                {"step": step, "seconds": round(seconds, 1), **{k: round(float(v), 4) for k, v in parts.items()}}
+            )
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 network.eval()
                 for language in recipe.languages:
@@ -283,18 +283,22 @@ def export(model: ConformerModel, recipe: Recipe, work: Path, folder: Path) -> N
     print(f"{recipe.name}: written to {folder}", flush=True)
 
 
+def named_recipes(names: list[str], parser: argparse.ArgumentParser) -> list[Recipe]:
+    """The recipes of these names; an unknown one ends the command with a sentence."""
+    unknown = set(names) - set(RECIPES)
+    if unknown:
+        parser.error(f"there is no recipe for {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
+    return [RECIPES[name] for name in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}; all by default")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--steps", type=int, help="train for fewer steps than the recipe says")
     arguments = parser.parse_args()
-    unknown = set(arguments.models) - set(RECIPES)
-    if unknown:
-        parser.error(f"there is no recipe for {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
     torch.set_num_threads(os.cpu_count())
-    for name in arguments.models:
-        recipe = RECIPES[name]
+    for recipe in named_recipes(arguments.models, parser):
         train(replace(recipe, steps=arguments.steps or recipe.steps), arguments.data)
 
 

@@ -60,8 +60,9 @@ def _standardise(values: np.ndarray, axis: tuple[int, ...], ddof: int) -> np.nda
 def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2d_max") -> np.ndarray:
     """Reduce a spectrogram's map (token, time, mel) to the encoder's time axis: (token, step).
 
-    Step s covers the `window` frames from s * window on; the last window, where incomplete, repeats the last frame. "2d_max" is the maximum over the window and all bands, "2d_avg" the mean. For "1d_max_1d_avg" the
-    paper leaves the axes open; here it is the maximum over the bands, then the mean over the window's frames.
+    Step s covers the `window` frames from s * window on; the last window, where incomplete, repeats the last frame.
+    "2d_max" is the maximum over the window and all bands, "2d_avg" the mean. For "1d_max_1d_avg" the paper leaves the
+    axes open; here it is the maximum over the bands, then the mean over the window's frames.
     """
     if how not in REDUCTIONS:
         raise ValueError(f"There is no reduction {how!r}: choose one of {', '.join(REDUCTIONS)}.")

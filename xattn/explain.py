@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ from xattn.corpus import Utterance, utterance_from_file
 from xattn.models import S2TModel
 from xattn.occlusion import Partition, UnitScores, draw_masks, expand, kl_divergence, occlude
 from xattn.segments import slic_pyramid
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the source files that determine the maps' numbers."""
+    folder = Path(__file__).parent
+    names = ("attention.py", "audio.py", "explain.py", "occlusion.py", "segments.py")
+    files = [*(folder / name for name in names), *sorted((folder / "models").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,9 @@ class Occlusion:
     def __post_init__(self):
         for name in ("input_p", "encoder_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, which is no probability: give a number from 0 to 1.")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, which is no probability: give a number from 0 to 1."
+                )
         for name in ("input_masks", "encoder_masks", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
@@ -85,7 +97,7 @@ def explain_corpus(
             setting: store.key_of(
                 asdict(replace(occlusion, batch_size=1))
                 | {"weights": model.weights_hash, "audio": utterance.sha256, "utterance": utterance.id}
-                | {"setting": setting, "version": xattn.__version__}
+                | {"setting": setting, "code": code_hash()}
             )
             for setting in settings
         }

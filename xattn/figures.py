@@ -132,7 +132,8 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
     sources = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
     with matplotlib.rc_context(STYLE):
         grids = {
-            source: table[table.source == source].pivot(index="layer", columns="head", values="rho") for source in sources
+            source: table[table.source == source].pivot(index="layer", columns="head", values="rho")
+            for source in sources
         }
         rows, columns = (_labels(grids["input"].index), _labels(grids["input"].columns))
         figure, axes = plt.subplots(

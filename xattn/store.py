@@ -55,7 +55,9 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
     """
     paths = sorted((Path(folder) / model / setting).glob("[!.]*.zarr"))
     if not paths:
-        raise FileNotFoundError(f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first.")
+        raise FileNotFoundError(
+            f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first."
+        )
     return map(load, paths)
 
 

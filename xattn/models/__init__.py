@@ -53,5 +53,7 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
     from xattn.models.conformer import ConformerModel
 
     if not Path(name_or_path).is_dir():
-        raise FileNotFoundError(f"There is no model folder {name_or_path}: give the path of one, such as data/models/base.")
+        raise FileNotFoundError(
+            f"There is no model folder {name_or_path}: give the path of one, such as data/models/base."
+        )
     return ConformerModel.from_folder(name_or_path, device)

@@ -393,6 +393,8 @@ class ConformerModel:
             input_features=features,
             attention_mask=attention_mask,
             decoder_input_ids=prompt.expand(len(features), -1),
+            decoder_start_token_id=int(prompt[0]),  # transformers would put its default, </s>, before the prompt
+            forced_eos_token_id=self.config.eos_token_id,
             num_beams=5,
             no_repeat_ngram_size=5,
             max_length=self.config.max_target_positions,
