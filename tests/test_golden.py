@@ -12,6 +12,15 @@ import pytest
 import torch
 
 from xattn.compare import mean_std, min_max
+from xattn.faithfulness import (
+    area,
+    corpus_capped_wer,
+    masked_inputs,
+    ranking,
+    sentence_map,
+    size,
+    utterance_capped_wer,
+)
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
 from xattn.occlusion import Partition, kl_divergence, occlude
 from xattn.segments import segment_numbers, slic_pyramid
@@ -45,6 +54,11 @@ def unpack(arrays: dict[str, np.ndarray], prefix: str = "") -> np.ndarray:
     shape = arrays[f"{prefix}masks_shape"]
     bits = np.unpackbits(arrays[f"{prefix}masks_packed"], axis=1)[:, : shape[1:].prod()]
     return bits.reshape(shape).astype(bool)
+
+
+def causal(previous: np.ndarray) -> np.ndarray:
+    """A map over previous tokens (I, I, 1) with the columns that a token cannot see, j > i, absent."""
+    return np.where(np.tril(np.ones((len(previous),) * 2, dtype=bool))[..., None], previous, np.nan)
 
 
 def unit_masks(keep: np.ndarray, levels: np.ndarray, segmentation: np.ndarray):
@@ -149,13 +163,12 @@ def test_normalisers():
     assert len(cases) >= 4
     for case in cases:
         spectrogram, previous = golden[f"{case}_fbank_heatmap"], golden[f"{case}_tgt_embed_heatmap"]
-        tokens = len(previous)
-        causal = np.where(np.tril(np.ones((tokens, tokens), dtype=bool))[..., None], previous, np.nan)
+        seen = causal(previous)
         flat = np.array([np.ptp(row) == 0 for row in spectrogram])
         # The reference leaves rounding residue on constant maps and NaN on maps without range; here both become 0.
         for name, result in {
-            "mean_std": (*mean_std(spectrogram), *mean_std(causal)),
-            "min_max": min_max(spectrogram, causal),
+            "mean_std": mean_std(spectrogram, seen),
+            "min_max": min_max(spectrogram, seen),
         }.items():
             for part, actual in zip(("fbank", "tgt"), result, strict=True):
                 expected = golden[f"{case}_{name}_{part}"]
@@ -237,3 +250,59 @@ def test_features_to_maps_end_to_end():
         batch_size=16,
     )
     np.testing.assert_allclose(scores.cells(steps.labels), golden["encoder_saliency"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["main_", "normed_", "odd_", "ties_"])
+def test_deletion_and_insertion(case):
+    golden = {n.removeprefix(case): array for n, array in fixture("G5_deletion").items() if n.startswith(case)}
+    if case == "normed_":
+        # Here the previous tokens were occluded too, and share the range of each token's map.
+        previous = causal(golden["tgt_embed_heatmap"])
+        standardised = mean_std(golden["fbank_heatmap"], previous)
+        absent = np.where(np.isnan(previous), np.nan, standardised[1])
+        assert_close(min_max(standardised[0], absent)[0].mean(axis=0), golden["sentence_map"][0])
+        without_previous = min_max(standardised[0], np.zeros_like(previous))[0].mean(axis=0)
+        assert_close(sentence_map(golden["fbank_heatmap"]), without_previous)
+    order = ranking(golden["sentence_map"][0])
+    stable = "_stable" if case == "ties_" else ""
+    assert np.array_equal(order, golden[f"order{stable}"])
+    features = torch.from_numpy(golden["fbank"])
+    for name, insertion in (("deletion", False), ("insertion", True)):
+        bits = np.unpackbits(golden[f"{name}_zero_packed{stable}"], axis=1)[:, : features.numel()].astype(bool)
+        zeroed = (masked_inputs(features, order, insertion) == 0).flatten(1).numpy()
+        assert np.array_equal(zeroed, bits)
+        assert np.array_equal(zeroed.sum(axis=1), golden[f"{name}_n_zero"])
+
+
+def test_areas_and_capped_word_error_rates():
+    golden = fixture("G6_auc_wer")
+    for name in ("rising", "random", "const100", "zero_first"):
+        assert 100 * area(golden[f"auc_{name}_scores"]) == pytest.approx(float(golden[f"auc_{name}"]), rel=1e-12)
+    tens = area(golden["auc_step10_scores"], golden["percent10"])
+    assert 100 * tens == pytest.approx(float(golden["auc_step10"]), rel=1e-12)
+    references, hypotheses = golden["wer_refs"].tolist(), golden["wer_hyps"].tolist()
+    for reference, hypothesis, expected in zip(references, hypotheses, golden["wer_max_each"], strict=True):
+        assert corpus_capped_wer([reference], [hypothesis]) == pytest.approx(expected)
+    for group, corpus, mean in zip(
+        golden["corpus_groups"], golden["corpus_wer_max"], golden["corpus_mean_of_each"], strict=True
+    ):
+        rows = group[group >= 0]
+        pairs = [references[row] for row in rows], [hypotheses[row] for row in rows]
+        assert corpus_capped_wer(*pairs) == pytest.approx(corpus)
+        assert utterance_capped_wer(*pairs) == pytest.approx(mean)
+
+
+def test_size_of_maps():
+    golden = fixture("G7_size")
+    names = prefixes({name: 0 for name in golden if name.startswith("u")}, "_fbank_heatmap")
+    assert len(names) >= 3
+    normalisers = {
+        "none": lambda m: m,
+        "mean_std": lambda m: mean_std(m)[0],
+        "min_max": lambda m: min_max(m, np.zeros((len(m), 1)))[0],
+        "mean_std_then_min_max": lambda m: min_max(mean_std(m)[0], np.zeros((len(m), 1)))[0],
+    }
+    for name, normalise in normalisers.items():
+        shares = [size(normalise(golden[f"{utterance}_fbank_heatmap"].astype(np.float64))) for utterance in names]
+        np.testing.assert_allclose(np.mean([s for s, _ in shares], axis=0), golden[f"tgt0_{name}_fbank"], rtol=1e-9)
+        assert np.mean([a for _, a in shares]) == pytest.approx(float(golden[f"tgt0_{name}_auc_fbank"]))
