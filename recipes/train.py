@@ -60,7 +60,7 @@ class Recipe:
 
 RECIPES = {
     recipe.name: recipe
-    for recipe in (Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=500, steps=4000),)
+    for recipe in (Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=1000, steps=4000),)
 }
 
 

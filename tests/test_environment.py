@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
@@ -18,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DECLARED = [Requirement(line) for line in sum(PROJECT["optional-dependencies"].values(), start=PROJECT["dependencies"])]
 LOCK_LINES = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
 LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK_LINES}
-OURS = {"xattn", "recipes", "tests"}
+OURS = {"xattn", "recipes", "tests", "conftest"}
 
 
 def imported(folder: Path) -> dict[str, str]:
@@ -71,3 +72,10 @@ def test_every_import_is_declared(folder):
         if module not in sys.stdlib_module_names and module not in OURS:
             names = {canonicalize_name(name) for name in providers.get(module, [])}
             assert names & declared, f"{path} imports {module}, which pyproject.toml does not declare"
+
+
+def test_readme_gives_every_dependency_its_reason():
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
+    reasons = dict(re.findall(r'^    "([\w-]+)[^"]*",  # (.+)$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M))
+    assert len(reasons) > 20
+    assert {name: rows.get(name) for name in reasons} == reasons

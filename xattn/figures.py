@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from xattn.attention import MEAN
-from xattn.compare import frame_wise, saliency_on_steps, spoken_tokens
+from xattn.compare import frame_wise, mean_std, saliency_on_steps, spoken_tokens
 from xattn.corpus import Word
 
 MAP_COLOURS = "magma"
@@ -49,8 +49,9 @@ def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) ->
 def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_max") -> Figure:
     """CA, SM^X and SM^H of one utterance side by side, tokens against seconds, under the spectrogram.
 
-    The maps are drawn as they are correlated: CA (mean over layers and heads) normalised frame-wise, SM^X and SM^H
-    per token, SM^X reduced to encoder steps; one colour scale in standard deviations serves all three.
+    CA (mean over layers and heads) is normalised frame-wise, SM^X and SM^H per token, and SM^X is reduced to encoder
+    steps, as for the correlation. Then every row is drawn in standard deviations above its own mean, so that one colour
+    scale serves all three panels.
 
     Args:
         maps: a dataset of `xattn.explain`.
@@ -76,7 +77,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         for column, (name, panel) in enumerate(panels.items()):
             _spectrogram(axes[0, column], maps, words)
             axes[0, column].set_title(TITLES[name], pad=40 if words else 6)
-            image = _map(axes[1, column], panel, maps, words)
+            image = _map(axes[1, column], mean_std(panel)[0], maps, words)
             if column == 0:
                 axes[0, column].set_ylabel("Mel band")
                 axes[1, column].set_yticks(range(len(tokens)), tokens)
@@ -86,7 +87,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
                 axes[1, column].set_yticks([])
             axes[1, column].set_xlabel("time (s)")
         bar = figure.colorbar(image, ax=axes[1], extend="max", pad=0.01, aspect=30)
-        bar.set_label("standard deviations above the mean\n(CA: of its step; SM: of its token's map)")
+        bar.set_label("standard deviations above the row's mean")
     return figure
 
 
