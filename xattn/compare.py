@@ -125,13 +125,16 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
 def correlation_table(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> pd.DataFrame:
     """rho(CA, SM^X) and rho(CA, SM^H) over utterances, for every layer and head and their means.
 
-    maps: datasets of one model and setting. Returns a long table with the columns model, setting, source ("input" or
-    "encoder"), layer, head, rho (mean over utterances), low, high (its 95 % interval) and n (utterances).
+    maps: datasets of one model and setting. Returns a long table with the columns model, setting, source ("input",
+    "encoder", or "difference" for encoder minus input utterance by utterance), layer, head, rho (mean over utterances),
+    low, high (its 95 % interval) and n (utterances).
     """
     rows = []
     for item in maps:
-        both = [correlate(item, source, reduction).expand_dims(source=[source]) for source in ("input", "encoder")]
-        rows.append(xr.concat(both, "source").expand_dims(utterance=[item.utterance]))
+        rho = {source: correlate(item, source, reduction) for source in ("input", "encoder")}
+        rho["difference"] = rho["encoder"] - rho["input"]
+        stacked = xr.concat([value.expand_dims(source=[source]) for source, value in rho.items()], "source")
+        rows.append(stacked.expand_dims(utterance=[item.utterance]))
     model, setting = item.model, item.setting
     rho = xr.concat(rows, "utterance").to_series()
     grouped = rho.groupby(["source", "layer", "head"], sort=False)

@@ -1,11 +1,21 @@
 """How faithful and how compact a map is: deletion, insertion and size (paper, definitions)."""
 
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
 import jiwer
 import numpy as np
+import pandas as pd
 import torch
+import xarray as xr
 from scipy.integrate import trapezoid
 
-from xattn.compare import mean_std, min_max
+from xattn import store
+from xattn.compare import mean_std, min_max, reduce_to_steps
+from xattn.models import S2TModel
+from xattn.quality import bleu, normalise
 
 PERCENT = np.arange(0, 101, 5)
 THRESHOLDS = np.linspace(0, 1, 21)
@@ -22,7 +32,7 @@ def sentence_map(saliency: np.ndarray) -> np.ndarray:
 
 
 def spread(steps: np.ndarray, frames: int, mels: int, window: int) -> np.ndarray:
-    """A map on the encoder's time axis (token, step), given to all frames and bands of each step: (token, time, mel)."""
+    """A map (token, step) given to all frames and bands of each encoder step: (token, time, mel)."""
     return np.broadcast_to(np.repeat(steps, window, axis=1)[:, :frames, None], (len(steps), frames, mels))
 
 
@@ -48,6 +58,109 @@ def masked_inputs(features: torch.Tensor, order: np.ndarray, insertion: bool = F
     return steps
 
 
+def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarray]:
+    """Sentence-level maps (time, mel) of one utterance, of the kinds asked for.
+
+    "CA": attention averaged over layers and heads; "SM^H"; "SM^X", at full resolution; "SM^X 2d_max" and so on, reduced
+    to encoder steps. Maps on the encoder's axis are spread back over the frames of each step and all bands. Two
+    baselines: "random", and "energy" (louder is more relevant). CA takes SPES's normalisation here, as the frame-wise
+    one makes every step's mean over tokens 0.
+    """
+    frames, mels, window = maps.sizes["time"], maps.sizes["mel"], maps.subsampling
+    rng = np.random.default_rng([maps.seed, *maps.utterance.encode()])
+    found = {}
+    for kind in kinds:
+        name, _, reduction = kind.partition(" ")
+        if kind == "random":
+            found[kind] = rng.random((frames, mels))
+        elif kind == "energy":
+            found[kind] = maps.features.values
+        elif kind == "SM^X":
+            found[kind] = sentence_map(maps.input_saliency.values)
+        elif name == "SM^X":
+            steps = reduce_to_steps(mean_std(maps.input_saliency.values)[0], maps.sizes["step"], window, reduction)
+            found[kind] = sentence_map(spread(steps, frames, mels, window))
+        elif kind in ("CA", "SM^H"):
+            steps = maps.encoder_saliency if kind == "SM^H" else maps.cross_attention.mean(["layer", "head"])
+            found[kind] = sentence_map(spread(steps.values, frames, mels, window))
+        else:
+            raise ValueError(f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, random or energy.")
+    return found
+
+
+def deletion_curves(
+    model: S2TModel, stored: Iterable[xr.Dataset], kinds: Sequence[str], cache: Path, insertion: bool = False
+) -> pd.DataFrame:
+    """Decode every utterance again at every percentage of PERCENT, its cells deleted in the order of each map.
+
+    Args:
+        model: whose maps `stored` are.
+        stored: datasets of one setting.
+        kinds: of maps, see `sentence_maps`.
+        cache: folder for the outputs, one file an utterance; what is there is not decoded again.
+        insertion: keep the top cells and delete the others instead.
+
+    Returns:
+        long table: utterance, map, percent, reference, hypothesis.
+    """
+    rows = []
+    for maps in stored:
+        key = store.key_of({"maps": maps.attrs[store.KEY], "insertion": insertion, "code": _code_hash()})
+        path = cache / f"{maps.model}-{maps.setting}-{maps.utterance}-{'insertion' if insertion else 'deletion'}.json"
+        texts = store.load_texts(path, key)
+        missing = [kind for kind in kinds if kind not in texts]
+        for kind, sentence in sentence_maps(maps, missing).items():
+            inputs = masked_inputs(torch.from_numpy(maps.features.values), ranking(sentence), insertion)
+            outputs = model.generate(inputs.to(model.device), maps.setting.rpartition("-")[2])
+            texts[kind] = [model.text(ids) for ids in outputs]
+        if missing:
+            store.save_texts(texts, path, key)
+        rows += [
+            (maps.utterance, kind, int(percent), maps.reference, text)
+            for kind in kinds
+            for percent, text in zip(PERCENT, texts[kind], strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+
+
+def areas(curves: pd.DataFrame, metric: str, language: str, resamples: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score `deletion_curves` with a metric of METRICS: the curves, and the area under each with its interval.
+
+    Texts are normalised as for the WER (`language` is the output's), except for BLEU. Deletion is better the higher
+    the area of a WER and the lower that of BLEU.
+
+    Returns:
+        long tables: map, percent, score; and map, metric, area, low, high (95 % bootstrap over utterances), n.
+    """
+    points, summary = [], []
+    for kind, part in curves.groupby("map", sort=False):
+        hypotheses = part.pivot(index="utterance", columns="percent", values="hypothesis")
+        references = part.groupby("utterance").reference.first().loc[hypotheses.index].tolist()
+        columns = [hypotheses[percent].tolist() for percent in PERCENT]
+        if metric != "BLEU":
+            references = [normalise(text, language) for text in references]
+            columns = [[normalise(text, language) for text in column] for column in columns]
+
+        def scores(rows, references=references, columns=columns) -> np.ndarray:
+            chosen = [references[row] for row in rows]
+            return np.array([METRICS[metric](chosen, [column[row] for row in rows]) for column in columns])
+
+        everything = scores(range(len(references)))
+        rng = np.random.default_rng(0)
+        resampled = [area(scores(rng.integers(len(references), size=len(references)))) for _ in range(resamples)]
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        points += [(kind, int(percent), score) for percent, score in zip(PERCENT, everything, strict=True)]
+        summary.append((kind, metric, area(everything), low, high, len(references)))
+    return (
+        pd.DataFrame(points, columns=["map", "percent", "score"]),
+        pd.DataFrame(summary, columns=["map", "metric", "area", "low", "high", "n"]),
+    )
+
+
+def _code_hash() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+
+
 def area(scores: np.ndarray, percent: np.ndarray = PERCENT) -> float:
     """Area under a score's curve against the percentage, divided by 100: from 0 to 100 for a score from 0 to 100."""
     return float(trapezoid(scores, percent)) / 100
@@ -69,16 +182,18 @@ def utterance_capped_wer(references: list[str], hypotheses: list[str]) -> float:
 
 
 def _edits(references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:
-    edits, words = [], []
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        said, written = reference.split(), hypothesis.split()
-        words.append(len(said))
-        if said and written:
-            counts = jiwer.process_words(" ".join(said), " ".join(written))
-            edits.append(counts.substitutions + counts.deletions + counts.insertions)
-        else:
-            edits.append(len(said) + len(written))
-    return edits, words
+    pairs = list(zip(references, hypotheses, strict=True))
+    return [_distance(*pair) for pair in pairs], [len(reference.split()) for reference, _ in pairs]
+
+
+@cache
+def _distance(reference: str, hypothesis: str) -> int:
+    """Word edits between two texts; cached because a bootstrap asks for the same pairs again and again."""
+    said, written = reference.split(), hypothesis.split()
+    if not (said and written):
+        return len(said) + len(written)
+    counts = jiwer.process_words(" ".join(said), " ".join(written))
+    return counts.substitutions + counts.deletions + counts.insertions
 
 
 def size(saliency: np.ndarray) -> tuple[np.ndarray, float]:
@@ -88,3 +203,6 @@ def size(saliency: np.ndarray) -> tuple[np.ndarray, float]:
     """
     shares = np.array([100.0 * np.mean(saliency >= threshold) for threshold in THRESHOLDS])
     return shares, float(trapezoid(shares, THRESHOLDS))
+
+
+METRICS = {"corpus-capped WER": corpus_capped_wer, "utterance-capped WER": utterance_capped_wer, "BLEU": bleu}

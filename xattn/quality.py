@@ -1,8 +1,9 @@
-"""How good a model's output is: word error rate after Whisper's text normaliser."""
+"""How good a model's output is: word error rate after Whisper's text normaliser, BLEU and chrF."""
 
 from functools import cache
 
 import jiwer
+import sacrebleu
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -30,3 +31,13 @@ def wer(references: list[str], hypotheses: list[str], language: str) -> float:
             f"Reference {references.index('')} has no words after normalisation: leave this utterance out of the WER."
         )
     return 100.0 * jiwer.wer(references, [normalise(text, language) for text in hypotheses])
+
+
+def bleu(references: list[str], hypotheses: list[str]) -> float:
+    """Corpus BLEU, 0 to 100, by sacrebleu's defaults; one reference for each hypothesis."""
+    return sacrebleu.corpus_bleu(hypotheses, [references]).score
+
+
+def chrf(references: list[str], hypotheses: list[str]) -> float:
+    """Corpus chrF, 0 to 100, by sacrebleu's defaults; one reference for each hypothesis."""
+    return sacrebleu.corpus_chrf(hypotheses, [references]).score

@@ -66,6 +66,25 @@ def contents(folder: str | Path) -> list[tuple[str, str]]:
     return sorted({path.parts[-3:-1] for path in Path(folder).glob("*/*/[!.]*.zarr")})
 
 
+def save_texts(texts: dict[str, list[str]], path: Path, key: str) -> None:
+    """Write decoded texts beside the maps they came from, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({KEY: key, "texts": texts}, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_texts(path: Path, key: str) -> dict[str, list[str]]:
+    """The texts stored under `key`; none where the file is absent or was made under another key."""
+    if not path.is_file():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
+    return stored["texts"] if stored[KEY] == key else {}
+
+
 def _open(path: Path) -> xr.Dataset:
     try:
         return xr.open_zarr(path, consolidated=False, chunks=None)
