@@ -1,0 +1,298 @@
+"""The embedded corpus: English and Italian read by synthetic voices in noisy rooms, with exact word times.
+
+`python -m recipes.make_corpus --data data` makes, for each language,
+    data/manifest.csv, data/words.csv, data/audio/<language>/<split>/<id>.flac   dev and test, kept in the repository
+    data/train/<language>.npy, data/train/<language>.csv   the training part as log-Mel features, never as audio
+and, where it makes dev and test anew, the statistics in data/README.md. The same seed gives the same samples on the
+same machine, whatever the number of processes: every utterance has a random generator of its own, seeded with (seed,
+split, language, index).
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+
+from recipes.grammar import Sentence, split
+from recipes.room import NOISES, Talkers, noise, reverberate
+from recipes.synthesise import HELD_OUT_VOICES, PUNCTUATION, VOICES, Word, speak
+from xattn.audio import FRAME_SECONDS, N_MELS, SAMPLE_RATE, log_mel
+
+SEED = 2024
+SENTENCES = {"train": 18_000, "dev": 40, "test": 100}
+LANGUAGES = ("en", "it")
+FIELD = {"en": "english", "it": "italian"}  # of a Sentence
+TALKER_SENTENCES = 40  # of the training part, spoken for babble and speech-shaped noise
+
+RATES = (140, 200)  # words per minute
+PITCHES = (30, 70)  # of eSpeak NG's 0 to 100
+SILENCE = (0.1, 0.4)  # seconds before and after
+RT60 = (0.1, 0.4)  # seconds
+DIRECT_TO_REVERBERANT = (3.0, 12.0)  # dB
+TRAIN_SNR = (0.0, 25.0)  # dB
+TEST_SNRS = (0, 5, 10, 15, 20)  # dB, dev and test
+PEAK = 0.025  # of full scale: FLAC spends a bit a sample on each doubling of the noise
+
+MANIFEST = (
+    *("id", "split", "language", "audio", "duration", "transcript", "translation"),
+    *("voice", "rate", "pitch", "noise", "snr", "sha256"),
+)
+TRAIN_TABLE = ("id", "start_frame", "frames", "transcript", "translation", "voice", "snr", "sha256")
+WORDS = ("id", "word", "start", "end")
+GENERATED = ("train", "dev", "test", "talkers")  # each has random generators of its own
+CARD_MARKS = "<!-- statistics: written by recipes/make_corpus.py -->", "<!-- end of statistics -->"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One utterance as it is stored: `pcm` int16 (samples,), `words` with times, and its row of the manifest."""
+
+    pcm: np.ndarray
+    words: list[Word]
+    row: dict
+
+
+def record(language: str, part: str, seed: int, index: int) -> Recording:
+    """Utterance `index` (from 0) of a split: spoken, reverberated, in noise, peaking at PEAK.
+
+    Dev and test go through the held-out voices, the noises and TEST_SNRS in turn; training draws its own.
+    """
+    sentence = _sentences(seed)[part][index]
+    transcript, translation = sentence.english, sentence.italian
+    if language == "it":
+        transcript, translation = translation, transcript
+    rng = _generator(seed, part, language, index)
+    if part == "train":
+        voice = VOICES[language][rng.integers(len(VOICES[language]))]
+        kind, snr = NOISES[rng.integers(len(NOISES))], round(rng.uniform(*TRAIN_SNR), 1)
+    else:
+        # Neither counts of voices and ratios, nor those of noises and ratios, share a factor: all pairs come up.
+        voices = HELD_OUT_VOICES[language]
+        voice, kind = voices[index % len(voices)], NOISES[index // len(voices) % len(NOISES)]
+        snr = TEST_SNRS[index % len(TEST_SNRS)]
+    rate, pitch = (int(rng.integers(low, high + 1)) for low, high in (RATES, PITCHES))
+    dry, words = speak(transcript, voice, rate, pitch, seed=int(rng.integers(1, 2**31)))
+    before, after = (round(rng.uniform(*SILENCE) * SAMPLE_RATE) for _ in range(2))
+    speech = reverberate(np.pad(dry, (before, after)), rng.uniform(*RT60), rng.uniform(*DIRECT_TO_REVERBERANT), rng)
+    power = np.mean(speech[before : before + dry.size] ** 2)
+    noisy = speech + np.sqrt(power / 10 ** (snr / 10)) * noise(kind, speech.size, _talkers(language, seed), rng)
+    pcm = np.rint(noisy * (PEAK * 2**15 / np.abs(noisy).max())).astype(np.int16)
+    digits = len(str(SENTENCES["train"])) if part == "train" else 4
+    name = f"{language}-{part}-{index + 1:0{digits}}"
+    row = {
+        **{"id": name, "split": part, "language": language, "audio": f"audio/{language}/{part}/{name}.flac"},
+        **{"duration": pcm.size / SAMPLE_RATE, "transcript": transcript, "translation": translation},
+        **{"voice": voice, "rate": rate, "pitch": pitch, "noise": kind, "snr": snr},
+        "sha256": hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest(),
+    }
+    shift = before / SAMPLE_RATE
+    return Recording(pcm, [Word(w.text, round(w.start + shift, 3), round(w.end + shift, 3)) for w in words], row)
+
+
+def make_dev_and_test(data: Path, language: str, seed: int, processes: int, renew: bool) -> str | None:
+    """Write the dev and test part of a language, or check it against the manifest where that has it already.
+
+    Returns:
+        what is wrong where the samples differ from those of the manifest and `renew` is false: then nothing changes.
+    """
+    recordings = [
+        recording
+        for part in ("dev", "test")
+        for recording in _in_parallel(partial(record, language, part, seed), SENTENCES[part], processes)
+    ]
+    rows = pd.DataFrame([recording.row for recording in recordings], columns=MANIFEST)
+    manifest = _read_table(data / "manifest.csv", MANIFEST)
+    stored = manifest[manifest.language == language]
+    if len(stored) and not renew:
+        both = stored[["id", "sha256"]].merge(rows[["id", "sha256"]], on="id", how="outer")
+        differing = both.id[both.sha256_x != both.sha256_y]
+        if len(differing):
+            return (
+                f"{data / 'manifest.csv'} disagrees with the samples made now for {len(differing)} of {len(both)} "
+                f"utterances (first: {differing.iloc[0]}), so the sentences, the recipe or the platform have changed: "
+                "dev and test were left as they are; give --renew to overwrite them."
+            )
+        print(f"{language}: dev and test agree with {data / 'manifest.csv'} ({len(rows)} utterances)", flush=True)
+        return None
+    folder = data / "audio" / language
+    for recording in recordings:
+        write = partial(soundfile.write, data=recording.pcm, samplerate=SAMPLE_RATE, format="FLAC")
+        _replace(data / recording.row["audio"], write)
+    for path in set(folder.glob("*/*.flac")) - {data / audio for audio in rows.audio}:
+        path.unlink()
+    words = _read_table(data / "words.csv", WORDS)
+    spoken = [(r.row["id"], word.text, word.start, word.end) for r in recordings for word in r.words]
+    _write_table(
+        data / "words.csv", words[~words.id.str.startswith(f"{language}-")], pd.DataFrame(spoken, columns=WORDS)
+    )
+    _write_table(data / "manifest.csv", manifest[manifest.language != language], rows)
+    size = sum(path.stat().st_size for path in folder.glob("*/*.flac"))
+    print(f"{language}: dev and test written, {len(rows)} utterances, {size / 1e6:.1f} MB of FLAC", flush=True)
+    return None
+
+
+def make_train(data: Path, language: str, seed: int, sentences: int, processes: int) -> None:
+    """Write the training part of a language: train/<language>.npy, float16 log-Mel energies (frames, 80), and a table.
+
+    The energies are those of `xattn.audio.log_mel`, before any normalisation; the table says which frames are whose.
+    """
+    folder = data / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    rows, frames = [], 0
+
+    def write(path: Path) -> None:
+        nonlocal frames
+        with open(path, "wb") as file:
+            _write_header(file, 0)
+            made = _in_parallel(partial(_train_features, language, seed), sentences, processes)
+            for count, (row, features) in enumerate(made, start=1):
+                file.write(features.tobytes())
+                rows.append({**row, "start_frame": frames, "frames": len(features)})
+                frames += len(features)
+                if count % 1000 == 0 or count == sentences:
+                    elapsed = time.monotonic() - started
+                    left = elapsed / count * (sentences - count)
+                    print(f"{language}: train {count}/{sentences}, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+            _write_header(file, frames)
+
+    _replace(folder / f"{language}.npy", write)
+    _write_table(folder / f"{language}.csv", pd.DataFrame(rows, columns=TRAIN_TABLE))
+
+
+def statistics(data: Path) -> str:
+    """Markdown table of what the manifest, the word times and the training tables hold."""
+    parts = []
+    manifest = _read_table(data / "manifest.csv", MANIFEST)
+    for language in LANGUAGES:
+        table = data / "train" / f"{language}.csv"
+        if table.is_file():
+            train = _read_table(table, TRAIN_TABLE)
+            parts.append((language, "train", train.assign(duration=train.frames * FRAME_SECONDS)))
+        rows = manifest[manifest.language == language]
+        parts.extend((language, part, rows[rows.split == part]) for part in ("dev", "test") if len(rows))
+    lines = [
+        "| language | split | utterances | seconds | words | types | words a sentence | voices | SNR (dB) | sha256 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for language, part, rows in parts:
+        words = rows.transcript.str.lower().str.split()
+        types = {word.strip(PUNCTUATION) for sentence in words for word in sentence}
+        digest = hashlib.sha256("".join(rows.sha256).encode()).hexdigest()
+        lines.append(
+            f"| {language} | {part} | {len(rows):,} | {rows.duration.sum():,.0f} | {words.str.len().sum():,} "
+            f"| {len(types):,} | {words.str.len().mean():.1f} ({words.str.len().min()}-{words.str.len().max()}) "
+            f"| {rows.voice.nunique()} | {rows.snr.min():g}-{rows.snr.max():g} | `{digest}` |"
+        )
+    return "\n".join(lines)
+
+
+def update_card(data: Path) -> None:
+    """Put the statistics between the two marks of data/README.md.
+
+    Raises:
+        ValueError: the card lacks the marks.
+    """
+    path = data / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, opening, rest = text.partition(CARD_MARKS[0])
+    _, closing, after = rest.partition(CARD_MARKS[1])
+    if not (opening and closing):
+        raise ValueError(f"{path} lacks the lines {' and '.join(CARD_MARKS)}: restore them, the statistics go between.")
+    new = f"{before}{opening}\n{statistics(data)}\n{closing}{after}"
+    _replace(path, lambda temporary: temporary.write_text(new, encoding="utf-8"))
+
+
+@cache
+def _sentences(seed: int) -> dict[str, list[Sentence]]:
+    return split(**SENTENCES, seed=seed)
+
+
+@cache
+def _talkers(language: str, seed: int) -> Talkers:
+    """Training sentences read by the training voices, in turn and equally loud."""
+    rng = _generator(seed, "talkers", language, 0)
+    spoken = []
+    for index, sentence in enumerate(_sentences(seed)["train"][:TALKER_SENTENCES]):
+        voice = VOICES[language][index % len(VOICES[language])]
+        rate, pitch = (int(rng.integers(low, high + 1)) for low, high in (RATES, PITCHES))
+        samples, _ = speak(getattr(sentence, FIELD[language]), voice, rate, pitch, seed=int(rng.integers(1, 2**31)))
+        spoken.append(samples / np.sqrt(np.mean(samples**2)))
+    return Talkers(np.concatenate(spoken))
+
+
+def _generator(seed: int, part: str, language: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, GENERATED.index(part), LANGUAGES.index(language), index])
+
+
+def _train_features(language: str, seed: int, index: int) -> tuple[dict, np.ndarray]:
+    recording = record(language, "train", seed, index)
+    return recording.row, log_mel((recording.pcm / 2**15).astype(np.float32)).astype(np.float16)
+
+
+def _in_parallel(function: Callable[[int], object], count: int, processes: int) -> Iterator:
+    """`function(i)` for i below `count`, in this order."""
+    with Pool(processes) as pool:
+        yield from pool.imap(function, range(count), chunksize=8)
+
+
+def _write_header(file, frames: int) -> None:
+    # NumPy leaves room in the header for a growing first axis, so it can be written again when the size is known.
+    file.seek(0)
+    header = {"descr": "<f2", "fortran_order": False, "shape": (frames, N_MELS)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=columns, dtype=str)
+
+
+def _write_table(path: Path, *tables: pd.DataFrame) -> None:
+    joined = pd.concat([table for table in tables if len(table)]).sort_values("id", kind="stable")
+    _replace(path, partial(joined.to_csv, index=False, lineterminator="\n"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpus")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES)
+    parser.add_argument("--sentences", type=int, default=SENTENCES["train"], help="of the training part; 0 leaves it")
+    parser.add_argument("--renew", action="store_true", help="overwrite dev and test where they differ")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=SEED)
+    options = parser.parse_args(arguments)
+    if not 0 <= options.sentences <= SENTENCES["train"]:
+        parser.error(f"--sentences {options.sentences}: choose from 0 to {SENTENCES['train']}.")
+    renewed = not (options.data / "manifest.csv").is_file() or options.renew
+    problems = []
+    for language in options.languages:
+        problems.append(make_dev_and_test(options.data, language, options.seed, options.processes, options.renew))
+        if options.sentences:
+            make_train(options.data, language, options.seed, options.sentences, options.processes)
+    if renewed:
+        update_card(options.data)
+    if any(problems):
+        sys.exit("\n".join(filter(None, problems)))
+
+
+if __name__ == "__main__":
+    main()
