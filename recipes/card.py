@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from recipes.train import RECIPES, Recipe, named_recipes, transcribe
+from recipes.train import RECIPES, Recipe, named_recipes
 from xattn.corpus import load_corpus
 from xattn.models import load_model
-from xattn.quality import wer
+from xattn.quality import transcribe, wer
 
 CARD = """# mini-{name}
 

@@ -26,7 +26,7 @@ from xattn.models.conformer import (
     ConformerModel,
     subsampled,
 )
-from xattn.quality import wer
+from xattn.quality import transcribe, wer
 
 BOS, PAD, EOS = 0, 1, 2  # <s> doubles as the CTC blank: the decoder never emits it
 CHECKPOINT_SECONDS = 60.0
@@ -188,18 +188,6 @@ def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
         tie_word_embeddings=True,
         language_ids={language: tokenizer.piece_to_id(f"<lang:{language}>") for language in recipe.languages},
     )
-
-
-def transcribe(model: ConformerModel, features: list[Tensor], language: str, batch: int = 16) -> list[str]:
-    """Beam-search output of many utterances, batched by length."""
-    order = sorted(range(len(features)), key=lambda index: len(features[index]))
-    texts = {}
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        inputs, frames = pad([features[row] for row in rows], 0.0)
-        mask = (torch.arange(inputs.shape[1]) < frames[:, None]).long()
-        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(inputs, language, mask), strict=True)}
-    return [texts[row] for row in range(len(features))]
 
 
 def save_whole(state: dict, path: Path) -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.integrate import trapezoid
 
 from xattn import store
-from xattn.compare import mean_std, min_max, reduce_to_steps
+from xattn.compare import mean_interval, mean_std, min_max, reduce_to_steps
 from xattn.models import S2TModel
 from xattn.quality import bleu, normalise
 
@@ -203,6 +203,13 @@ def size(saliency: np.ndarray) -> tuple[np.ndarray, float]:
     """
     shares = np.array([100.0 * np.mean(saliency >= threshold) for threshold in THRESHOLDS])
     return shares, float(trapezoid(shares, THRESHOLDS))
+
+
+def sizes(stored: Iterable[xr.Dataset]) -> pd.DataFrame:
+    """Size of SM^X over utterances, min-max-normalised: one row with metric, value, low, high (95 % interval) and n."""
+    areas = [size(min_max(maps.input_saliency.values)[0])[1] for maps in stored]
+    value, low, high = mean_interval(areas)
+    return pd.DataFrame([("size", value, low, high, len(areas))], columns=["metric", "value", "low", "high", "n"])
 
 
 METRICS = {"corpus-capped WER": corpus_capped_wer, "utterance-capped WER": utterance_capped_wer, "BLEU": bleu}

@@ -167,6 +167,85 @@ def _labels(index: pd.Index) -> list:
     return [*sorted(label for label in index if label != MEAN), MEAN]
 
 
+def intervals(table: pd.DataFrame, rows: str | list[str], panels: str, title: str) -> Figure:
+    """Values with their 95 % intervals, one panel a quantity and one row an item.
+
+    table: long, with value, low, high, n, the column named by `panels` and the column or columns named by `rows`.
+    """
+    columns = [rows] if isinstance(rows, str) else rows
+    table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1))
+    labels, names = list(dict.fromkeys(table.label)), list(dict.fromkeys(table[panels]))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(names),
+            figsize=(2.2 + 2.3 * len(names), 1.2 + 0.32 * len(labels)),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for axis, name in zip(axes[0], names, strict=True):
+            part = table[table[panels] == name]
+            heights = [labels.index(label) for label in part.label]
+            axis.hlines(heights, part.low, part.high, color="#1f5a8c", linewidth=2, alpha=0.5)
+            axis.plot(part.value, heights, "o", color="#1f5a8c", markersize=4)
+            for height, value in zip(heights, part.value, strict=True):
+                axis.annotate(f"{value:.3g}", (value, height), (0, 5), textcoords="offset points", ha="center", size=7)
+            axis.set(title=name, ylim=(len(labels) - 0.4, -0.7))
+            axis.margins(x=0.15)
+            axis.grid(axis="x", linewidth=0.3)
+        axes[0, 0].set_yticks(range(len(labels)), labels)
+        figure.suptitle(f"{title} (points: {_counts(table)} utterances; bars: 95 % intervals)", fontsize=9)
+    return figure
+
+
+def layer_lines(table: pd.DataFrame, title: str) -> Figure:
+    """Correlation of layer averages, one line a model and setting, and the mean of all layers to the right of them.
+
+    table: long, with model, setting, layer (numbers and "mean"), rho, low, high and n.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        last = max(label for label in table.layer if label != MEAN)
+        colours = sns.color_palette("colorblind", table.groupby(["model", "setting"]).ngroups)
+        for colour, ((model, setting), part) in zip(colours, table.groupby(["model", "setting"]), strict=True):
+            lines = part[part.layer != MEAN].sort_values("layer")
+            steps = lines.layer.astype(int)
+            axis.plot(steps, lines.rho, "o-", color=colour, markersize=3, label=f"{model} {setting}")
+            axis.fill_between(steps, lines.low.astype(float), lines.high.astype(float), color=colour, alpha=0.12)
+            mean = part[part.layer == MEAN].iloc[0]
+            axis.errorbar(last + 1, mean.rho, [[mean.rho - mean.low], [mean.high - mean.rho]], fmt="s", color=colour)
+        axis.set_xticks([*range(1, last + 1), last + 1], [*range(1, last + 1), MEAN])
+        axis.set(xlabel="decoder layer", ylabel=r"Pearson's $\rho$")
+        axis.set_title(f"{title} (mean of {_counts(table)} utterances; bands: 95 % intervals)")
+        axis.grid(axis="y", linewidth=0.3)
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def deletion(points: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
+    """Score against the percentage of deleted cells, one line a map, its area in the legend.
+
+    points: map, percent, score; summary: map, area, low, high, as from `xattn.faithfulness.areas`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        order = summary.sort_values("area", ascending=False)
+        for colour, row in zip(sns.color_palette("colorblind", len(order)), order.itertuples(), strict=True):
+            part = points[points["map"] == row.map]
+            label = f"{row.map.replace('_', ' ')}: {row.area:.1f} ({row.low:.1f} to {row.high:.1f})"
+            axis.plot(part.percent, part.score, "o-", markersize=2.5, color=colour, label=label)
+        axis.set(xlabel="cells deleted (%)", ylabel=summary.metric.iloc[0], title=title, ylim=(0, None))
+        axis.grid(linewidth=0.3)
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="area under the curve (95 %)")
+    return figure
+
+
+def _counts(table: pd.DataFrame) -> str:
+    low, high = table.n.min(), table.n.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def coverage() -> Figure:
     """The paper's first figure in our own drawing: which part of the model each map covers."""
     boxes = {  # left edge, width, text, colour

@@ -1,11 +1,19 @@
 """How good a model's output is: word error rate after Whisper's text normaliser, BLEU and chrF."""
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 
 import jiwer
+import numpy as np
+import pandas as pd
 import sacrebleu
+import torch
+from torch import Tensor
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
+
+from xattn.corpus import Utterance
+from xattn.models import S2TModel
 
 
 @cache
@@ -41,3 +49,36 @@ def bleu(references: list[str], hypotheses: list[str]) -> float:
 def chrf(references: list[str], hypotheses: list[str]) -> float:
     """Corpus chrF, 0 to 100, by sacrebleu's defaults; one reference for each hypothesis."""
     return sacrebleu.corpus_chrf(hypotheses, [references]).score
+
+
+def transcribe(model: S2TModel, features: Sequence[Tensor], language: str, batch_size: int = 16) -> list[str]:
+    """Beam-search output in `language` of many utterances, features (T, F) each, in batches of similar length."""
+    order = sorted(range(len(features)), key=lambda index: len(features[index]))
+    texts = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        frames = torch.tensor([len(features[row]) for row in rows])
+        padded = torch.nn.utils.rnn.pad_sequence([features[row] for row in rows], batch_first=True)
+        mask = (torch.arange(padded.shape[1]) < frames[:, None]).long().to(padded.device)
+        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(padded, language, mask), strict=True)}
+    return [texts[row] for row in range(len(features))]
+
+
+def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str) -> pd.DataFrame:
+    """Decode utterances and score the output: WER for recognition ("en"), BLEU and chrF for translation ("en-it").
+
+    Returns a long table with the columns model, setting, metric, value, low, high (95 % bootstrap over utterances) and
+    n.
+    """
+    target = setting.rpartition("-")[2]
+    hypotheses = transcribe(model, [model.features(utterance.audio()) for utterance in utterances], target)
+    references = [utterance.reference(setting) for utterance in utterances]
+    metrics = {"BLEU": bleu, "chrF": chrf} if "-" in setting else {"WER": partial(wer, language=target)}
+    rng, n = np.random.default_rng(0), len(utterances)
+    resampled = [rng.integers(n, size=n) for _ in range(200)]
+    rows = []
+    for metric, score in metrics.items():
+        scores = [score([references[i] for i in sample], [hypotheses[i] for i in sample]) for sample in resampled]
+        low, high = np.percentile(scores, [2.5, 97.5])
+        rows.append((model.name, setting, metric, score(references, hypotheses), low, high, n))
+    return pd.DataFrame(rows, columns=["model", "setting", "metric", "value", "low", "high", "n"])

@@ -38,14 +38,23 @@ class Step:
 
 
 LOAD = ("profile", "data", "model", "split", "device")
-READ = ("profile", "output", "maps", "model", "setting")
+READ = ("profile", "output", "maps", "data", "model", "setting")
+ALL = ("profile", "output", "maps", "pairs")
+DELETE = (*ALL, "models", "utterances", "device")
 MASKS = ("utterances", "input_masks", "encoder_masks", "input_p", "encoder_p", "seed")
+MAPS = ("10_maps",)
 
 STEPS = (
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
     Step("10_maps", (*LOAD, *MASKS, "maps", "settings"), ("maps/{model}/{setting}",), per_source=True),
-    Step("23_heads_and_layers", READ, ("tab3.csv", "tab3.png"), needs=("10_maps",)),
-    Step("30_heatmaps", (*READ, "data"), ("fig2.png", "fig2.svg"), needs=("10_maps",)),
+    Step("21_reduction", DELETE, ("tab1.csv", "tab1.png"), needs=MAPS),
+    Step("22_quality", (*DELETE, "data", "split"), ("tab2.csv", "tab2.png"), needs=MAPS),
+    Step("23_heads_and_layers", READ, ("tab3.csv", "tab3.png"), needs=MAPS),
+    Step("24_models_and_tasks", (*ALL, "data"), ("tab4.csv", "tab4.png"), needs=MAPS),
+    Step("25_context_mixing", (*ALL, "data"), ("tab5.csv", "tab5.png"), needs=MAPS),
+    Step("26_deletion", (*DELETE, "data"), ("tab6.csv", "tab6.png"), needs=MAPS),
+    Step("30_heatmaps", READ, ("fig2.png", "fig2.svg"), needs=MAPS),
+    Step("90_findings", ALL, ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
 )
 
 PROFILE_KEYS = {
@@ -170,6 +179,7 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS) -> l
     """The executions a profile asks for, in order, each with what it depends on and whether it is current."""
     output = root / "figures" / profile["profile"]
     common = {**profile, "output": f"figures/{profile['profile']}", "maps": f"figures/{profile['profile']}/maps"}
+    common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
     code = [digest_files(root / "xattn", "**/*.py"), versions()]
     contents = {profile["data"]: digest_files(root / profile["data"], "*")}
     sources = [

@@ -35,11 +35,15 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
     """Write maps under a temporary name and rename them whole; SM^X is stored in its compact form only."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    replaced = path.with_name(f"{temporary.name}.old")
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
     compact = maps.drop_vars("input_saliency").assign_attrs({KEY: key})
     compact.to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        os.replace(path, replaced)  # deleted in place, an older unit could be read while half of it is gone
     os.replace(temporary, path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load(path: Path) -> xr.Dataset:

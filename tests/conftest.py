@@ -1,0 +1,167 @@
+"""A tiny model, a tiny corpus and hand-made maps, so that every test runs in seconds without the shipped data."""
+
+import csv
+import hashlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+import torch
+import xarray as xr
+from transformers.utils import logging
+
+from xattn.audio import SAMPLE_RATE
+from xattn.corpus import load_corpus
+from xattn.models import load_model
+from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
+from xattn.occlusion import Partition, expand
+
+SENTENCES = {
+    "en": ("the dog sleeps", "a cat sees the bird", "where does the dog sleep", "yes it is", "the bird sings"),
+    "it": ("il cane dorme", "una gatta vede il merlo", "dove dorme il cane", "sì lo è", "il merlo canta"),
+}
+END = 2  # </s>
+
+
+def tiny_network(seed=0, **options):
+    """A random Conformer of width 16 with 2 + 2 layers, in evaluation mode."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 40,
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "conv_channels": 32,
+        "ctc_encoder_layer": 1,
+        "final_ctc": True,
+        "max_target_positions": 16,
+        "tie_word_embeddings": True,
+        "language_ids": {"en": 4, "it": 5},
+    }
+    network = ConformerForConditionalGeneration(ConformerConfig(**settings | options)).eval()
+    with torch.no_grad():
+        tokens = network.decoder.embed_tokens.weight.normal_(std=0.4)
+        network.decoder.layer_norm.bias += 2 * tokens[END]  # some outputs end before they have to
+        for name, value in [*network.named_parameters(), *network.named_buffers()]:
+            if name.endswith(("u_bias", "v_bias", "batchnorm.bias", "running_mean")):
+                value.normal_()
+            elif name.endswith(("batchnorm.weight", "running_var")):
+                value.uniform_(0.5, 2.0)
+            elif name.startswith("decoder") and "attn." in name and name.endswith("weight"):
+                value.normal_(std=0.5)  # an untrained decoder hardly listens, and every map would be flat
+    return network
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet():
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A model folder as `recipes.train` exports it: configuration, weights and SentencePiece model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_network().save_pretrained(folder)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
+        model_prefix=str(folder / "spm"),
+        vocab_size=40,
+        model_type="unigram",
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        control_symbols=["<lang:en>", "<lang:it>"],
+        num_threads=1,
+        minloglevel=2,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny_folder):
+    return load_model(tiny_folder)
+
+
+def write_corpus(folder, utterances):
+    """Write FLAC audio, manifest.csv and words.csv of (id, split, language, transcript, translation)."""
+    (folder / "audio").mkdir(parents=True)
+    manifest = [["id", "split", "language", "audio", "duration", "transcript", "translation", "sha256"]]
+    words = [["id", "word", "start", "end"]]
+    for seed, (name, split, language, transcript, translation) in enumerate(utterances):
+        rng = np.random.default_rng(seed)
+        time = np.arange(round((0.45 + 0.07 * seed) * SAMPLE_RATE)) / SAMPLE_RATE
+        sweep = 0.3 * np.sin(2 * np.pi * (200 + rng.uniform(500, 3000) * time) * time) * np.sin(9 * time) ** 2
+        samples = (2**15 * (sweep + 0.005 * rng.standard_normal(time.size))).astype(np.int16)
+        soundfile.write(folder / f"audio/{name}.flac", samples, SAMPLE_RATE)
+        sha256 = hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+        seconds = time.size / SAMPLE_RATE
+        manifest.append([name, split, language, f"audio/{name}.flac", seconds, transcript, translation, sha256])
+        spoken = transcript.split()
+        edges = np.linspace(0, seconds, len(spoken) + 1).round(3)
+        words += [
+            [name, word, *edge] for word, edge in zip(spoken, zip(edges[:-1], edges[1:], strict=True), strict=True)
+        ]
+    for name, rows in (("manifest.csv", manifest), ("words.csv", words)):
+        with open(folder / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory):
+    """Two dev and two test utterances of English, one of each of Italian: FLAC audio, manifest and word times."""
+    folder = tmp_path_factory.mktemp("corpus") / "data"
+    pairs = list(zip(*SENTENCES.values(), strict=True))
+    english = [(f"en-{split}-{i}", split, "en", *pairs[i]) for split in ("dev", "test") for i in range(2)]
+    italian = [(f"it-{split}-0", split, "it", *pairs[2][::-1]) for split in ("dev", "test")]
+    write_corpus(folder, english + italian)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def utterances(corpus_folder):
+    return load_corpus(corpus_folder, language="en", split="test")
+
+
+def random_maps(seed=0, utterance="made-1", tokens=("▁the", "▁dog", "▁sleep", "s", "</s>"), frames=22):
+    """Random maps with the variables, axes and attributes of `xattn.explain`, of an input of `frames` x 8 cells."""
+    rng = np.random.default_rng(seed)
+    steps, mels = -(-frames // 4), 8
+    grid = np.add.outer(8 * (np.arange(frames) // 2), np.arange(mels))
+    levels = np.stack([np.unique(labels, return_inverse=True)[1] for labels in (grid, grid // 2)])
+    partition = Partition.of(levels)
+    counts = rng.integers(0, 40, partition.units)
+    attention = rng.dirichlet(np.ones(steps), (2, 3, len(tokens)))
+    return expand(
+        xr.Dataset(
+            {
+                "cross_attention": (("layer", "head", "token", "step"), attention.astype(np.float32)),
+                "encoder_saliency": (("token", "step"), rng.exponential(size=(len(tokens), steps))),
+                "features": (("time", "mel"), rng.standard_normal((frames, mels)).astype(np.float32)),
+                "segment_score": (("token", "segment"), counts * rng.exponential(size=(len(tokens), partition.units))),
+                "segment_count": (("segment",), counts),
+                "segmentation": (("level", "time", "mel"), partition.labels),
+            },
+            coords={
+                "layer": [1, 2],
+                "head": [1, 2, 3],
+                "token": np.array(tokens, dtype=object),
+                "step": 0.0275 + 0.04 * np.arange(steps),
+                "time": 0.0125 + 0.01 * np.arange(frames),
+                "mel": 100.0 * (1 + np.arange(mels)),
+            },
+            attrs={"model": "tiny", "setting": "en", "utterance": utterance, "subsampling": 4, "seed": seed},
+        )
+    )
+
+
+@pytest.fixture
+def made():
+    """Makers of test material: `made.maps(...)`, `made.network(...)` and `made.corpus(folder, utterances)`."""
+    return SimpleNamespace(maps=random_maps, network=tiny_network, corpus=write_corpus)

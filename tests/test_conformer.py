@@ -1,0 +1,260 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from xattn.models import load_model
+from xattn.models.conformer import ConformerForConditionalGeneration, relative_shift, subsampled, weights_hash
+
+END = 2
+LENGTHS = (90, 57, 34)
+
+
+def features(frames, seed=0):
+    return torch.randn(1, frames, 80, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(lengths=LENGTHS):
+    """Features of utterances of unequal length, padded with 0, and their attention mask."""
+    single = [features(frames, seed) for seed, frames in enumerate(lengths)]
+    padded = torch.nn.utils.rnn.pad_sequence([item[0] for item in single], batch_first=True)
+    return single, padded, (torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]).long()
+
+
+def shifted_by_definition(scores):
+    """A zero column is put in front and the matrix is read again, one row on: cell by cell."""
+    steps = len(scores)
+    result = np.empty_like(scores)
+    for row in range(steps):
+        for column in range(steps):
+            place = (row + 1) * steps + column
+            old_row, old_column = place // (steps + 1), place % (steps + 1)
+            result[row, column] = scores[old_row, old_column - 1] if old_column else 0.0
+    return result
+
+
+def test_relative_shift_is_its_definition():
+    scores = np.random.default_rng(0).standard_normal((2, 3, 7, 7))
+    shifted = relative_shift(torch.from_numpy(scores), None).numpy()
+    for index in np.ndindex(2, 3):
+        assert np.array_equal(shifted[index], shifted_by_definition(scores[index]))
+    rows, columns = np.tril_indices(7)
+    assert np.array_equal(shifted[..., rows, columns], scores[..., rows, 6 - (rows - columns)])
+
+
+def test_relative_shift_within_each_utterance():
+    scores = np.random.default_rng(0).standard_normal((4, 2, 7, 7))
+    lengths = [7, 4, 7, 1]
+    shifted = relative_shift(torch.from_numpy(scores), lengths).numpy()
+    for row, length in enumerate(lengths):
+        for head in range(2):
+            expected = np.zeros((7, 7))
+            expected[:length, :length] = shifted_by_definition(scores[row, head, :length, :length])
+            assert np.array_equal(shifted[row, head], expected)
+
+
+def test_steps_of_an_input(made):
+    network = made.network()
+    with torch.inference_mode():
+        steps = [network.encoder(features(frames)).last_hidden_state.shape[1] for frames in range(1, 18)]
+    assert steps == [math.ceil(frames / 4) for frames in range(1, 18)]
+    assert [subsampled(frames) for frames in range(1, 18)] == subsampled(torch.arange(1, 18)).tolist() == steps
+
+
+def outputs(network, inputs, mask, ids):
+    with torch.inference_mode():
+        encoded = network.encoder(inputs, mask)
+        logits = network(
+            attention_mask=mask, encoder_outputs=encoded, decoder_input_ids=ids.expand(len(inputs), -1), use_cache=False
+        ).logits
+        return encoded, network.ctc_logits(encoded.hidden_states), logits
+
+
+def padding_error(network):
+    """Largest change that padding makes to the shorter utterances' states, CTC logits and decoder logits."""
+    single, padded, mask = batch()
+    ids = torch.tensor([4, 10, 11, 12])
+    together, ctc, logits = outputs(network, padded, mask, ids)
+    errors = []
+    for row, inputs in enumerate(single):
+        alone, ctc_alone, logits_alone = outputs(network, inputs, None, ids)
+        steps = subsampled(inputs.shape[1])
+        assert alone.last_hidden_state.shape == (1, steps, 16) and len(ctc) == 2
+        pairs = [*zip(together.hidden_states, alone.hidden_states, strict=True), *zip(ctc, ctc_alone, strict=True)]
+        differences = [(a[row, :steps] - b[0]).abs().max() for a, b in pairs]
+        errors.append([float(max(differences)), float((logits[row] - logits_alone[0]).abs().max())])
+    return np.array(errors)
+
+
+def test_outputs_do_not_depend_on_the_rest_of_the_batch(made):
+    assert padding_error(made.network()).max() < 1e-5
+
+
+def test_outputs_of_the_unsafe_variant_do(made):
+    errors = padding_error(made.network(batch_unsafe_relative_shift=True))
+    assert errors[0].max() < 1e-5  # the longest utterance has no padding
+    assert errors[1:].min() > 1e-3
+
+
+def test_saving_and_loading_keep_every_number(made, tmp_path):
+    network = made.network(seed=3)
+    network.save_pretrained(tmp_path)
+    loaded = ConformerForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert loaded.config.language_ids == {"en": 4, "it": 5} and loaded.config.final_ctc
+    expected, actual = network.state_dict(), loaded.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    inputs, ids = features(50), torch.tensor([4, 9, 8])
+    assert torch.equal(outputs(network, inputs, None, ids)[2], outputs(loaded, inputs, None, ids)[2])
+
+
+def test_half_precision_weights_are_computed_with_in_float32(made, tiny_folder, tmp_path):
+    made.network().half().save_pretrained(tmp_path)
+    (tmp_path / "spm.model").write_bytes((tiny_folder / "spm.model").read_bytes())
+    model = load_model(tmp_path)
+    assert {value.dtype for value in model.network.parameters()} == {torch.float32}
+    difference = model.encode(features(50)) - load_model(tiny_folder).encode(features(50))
+    assert 0 < difference.abs().max() < 0.05
+
+
+def test_what_a_loaded_model_says_of_itself(model, tiny_folder):
+    assert model.name == "tiny" and model.languages == ("en", "it")
+    assert model.weights_hash == weights_hash(tiny_folder / "model.safetensors")
+    assert (model.frame_seconds, model.subsampling) == (0.01, 4)
+    assert model.prompt("it").tolist() == [5]
+    assert model.encode(features(45)).shape == (1, model.steps(45), 16) == (1, 12, 16)
+    ids = torch.tensor([*model.tokenizer.encode("the dog sì"), END])
+    assert "".join(model.tokens(ids)) == "▁the▁dog▁sì</s>"
+    assert model.text(torch.cat([model.prompt("en"), ids])) == "the dog sì"
+
+
+def test_rows_of_decode_are_log_probabilities(model):
+    ids = torch.tensor([4, 10, 11, 12, 13])
+    states = torch.cat([model.encode(features(50)), model.encode(features(50, seed=1))])
+    log_p = model.decode(states, ids)
+    logits = torch.cat([outputs(model.network, features(50, seed), None, ids)[2] for seed in (0, 1)])
+    assert log_p.shape == (2, 5, 40)
+    np.testing.assert_allclose(log_p, logits - logits.exp().sum(-1, keepdim=True).log(), atol=1e-5)
+    assert (log_p[0] - log_p[1]).abs().max() > 0.1  # the decoder listens
+    np.testing.assert_allclose(model.decode(states, ids[:3]), log_p[:, :3], atol=1e-5)  # and does not look ahead
+
+
+def test_cross_attention_is_that_of_its_projections(model):
+    states, ids = model.encode(features(50)), torch.tensor([4, 10, 11, 12])
+    attention = model.cross_attention(states, ids)
+    assert attention.shape == (2, 2, 4, 13)
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-6)
+    queries = []
+    for layer in model.network.decoder.layers:
+        hook = layer.encoder_attn_layer_norm.register_forward_hook(
+            lambda module, inputs, output: queries.append(output)
+        )
+        model.decode(states, ids)
+        hook.remove()
+    for index, layer in enumerate(model.network.decoder.layers):
+        with torch.inference_mode():
+            q = layer.encoder_attn.q_proj(queries[index])[0].view(4, 2, 8)
+            k = layer.encoder_attn.k_proj(states)[0].view(13, 2, 8)
+        expected = torch.einsum("ihd,shd->his", q, k).div(8**0.5).softmax(-1)
+        np.testing.assert_allclose(attention[index], expected, atol=1e-6)
+    assert attention.std(-1).max() > 0.01
+
+
+def with_beams(model, monkeypatch, **changes):
+    """Let `model` search with changed arguments; the list that comes back collects what the search returned."""
+    search, results = model.network.generate, []
+
+    def changed(**arguments):
+        results.append(search(**arguments | changes))
+        return results[-1] if isinstance(results[-1], torch.Tensor) else results[-1].sequences
+
+    monkeypatch.setattr(model.network, "generate", changed)
+    return results
+
+
+def repeats(ids, size):
+    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return len(grams) - len(set(grams))
+
+
+@pytest.mark.parametrize("language", ["en", "it"])
+def test_search_with_one_beam_is_greedy_decoding(model, monkeypatch, language):
+    with_beams(model, monkeypatch, num_beams=1)
+    inputs = features(60)
+    states, expected = model.encode(inputs), model.prompt(language).tolist()
+    limit = model.config.max_target_positions
+    while len(expected) < limit - 1 and expected[-1] != END:
+        log_p = model.decode(states, torch.tensor(expected))[0, -1]
+        for token in log_p.argsort(descending=True).tolist():
+            if not repeats([*expected, token], 5):
+                expected.append(token)
+                break
+    if expected[-1] != END:
+        expected.append(END)  # an output at its greatest length is closed
+    assert model.generate(inputs, language)[0].tolist() == expected[1:]
+
+
+@pytest.mark.parametrize("language", ["en", "it"])
+def test_beam_search_follows_the_distributions_of_the_forced_decoding(model, monkeypatch, language):
+    results = with_beams(model, monkeypatch, return_dict_in_generate=True, output_scores=True)
+    inputs = features(60)
+    (ids,) = model.generate(inputs, language)
+    assert results[0].sequences[0].tolist() == [*model.prompt(language).tolist(), *ids.tolist()]
+    forced = torch.cat([model.prompt(language), ids])
+    log_p = model.decode(model.encode(inputs), forced[:-1])[0].gather(1, ids[:, None])[:, 0]
+    if len(forced) == model.config.max_target_positions:
+        log_p[-1] = 0.0  # </s> had no alternative
+    assert results[0].sequences_scores.item() == pytest.approx(float(log_p.mean()), abs=1e-4)
+
+
+def test_outputs_end_and_repeat_no_five_tokens(model):
+    seen = set()
+    for seed in range(4):
+        for language in model.languages:
+            ids = model.generate(features(60 + 9 * seed, seed), language)[0].tolist()
+            assert ids.count(END) == 1 and ids[-1] == END
+            assert repeats([model.prompt(language).item(), *ids], 5) == 0
+            seen.add(tuple(ids))
+    assert len(seen) > 2  # the outputs depend on what was heard and on the language
+
+
+def test_outputs_of_a_padded_batch_are_those_of_its_utterances(model):
+    single, padded, mask = batch()
+    together = model.generate(padded, "it", mask)
+    alone = [model.generate(inputs, "it")[0] for inputs in single]
+    assert [ids.tolist() for ids in together] == [ids.tolist() for ids in alone]
+
+
+def test_a_language_the_model_does_not_write(model):
+    for call in (model.prompt, lambda language: model.generate(features(30), language)):
+        with pytest.raises(ValueError, match="The model tiny does not write 'fr'; choose one of en, it"):
+            call("fr")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere: give the path of one"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "spm.model"])
+def test_a_file_that_is_missing_from_the_folder(tiny_folder, tmp_path, name):
+    for file in tiny_folder.iterdir():
+        if file.name != name:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} has no {name}: give the folder of a trained model"):
+        load_model(tmp_path)
+
+
+def test_hash_of_weights_is_that_of_their_values(tiny_folder, tmp_path):
+    path = tiny_folder / "model.safetensors"
+    tensors = load_file(path)
+    copy = tmp_path / "copy.safetensors"
+    save_file(dict(reversed(tensors.items())), copy, metadata={"note": "another layout"})
+    assert copy.read_bytes() != path.read_bytes()
+    assert weights_hash(copy) == weights_hash(path)
+    name = "decoder.layers.1.fc1.bias"
+    tensors[name][3] = torch.nextafter(tensors[name][3], torch.tensor(1.0))
+    save_file(tensors, copy)
+    assert weights_hash(copy) != weights_hash(path)

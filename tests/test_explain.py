@@ -1,0 +1,260 @@
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch.nn import functional
+
+import xattn
+from xattn import store
+from xattn.audio import mel_centres
+from xattn.compare import correlate
+from xattn.explain import Occlusion, explain, explain_corpus, explain_targets
+from xattn.models.conformer import ConformerModel
+from xattn.occlusion import Partition, draw_masks
+from xattn.segments import slic_pyramid
+
+SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5}
+
+
+@pytest.fixture(scope="module")
+def utterance(utterances):
+    return utterances[0]
+
+
+@pytest.fixture(scope="module")
+def maps(model, utterance):
+    return explain(model, utterance, **SMALL)
+
+
+def by_definition(model, utterance, target, place, masks, p, seed=0):
+    """SM^X or SM^H one mask at a time, cell by cell, through torch's own KL divergence: (token, *cells)."""
+    features = model.features(utterance.audio())
+    states = model.encode(features[None])
+    prompt = model.prompt(target)
+    hypothesis = model.generate(features[None], target)[0]
+    inputs = torch.cat([prompt, hypothesis[:-1]])
+
+    def log_p(states):
+        return model.decode(states, inputs)[0, len(prompt) - 1 :].double()
+
+    original = log_p(states)
+    levels = slic_pyramid(features.numpy()) if place == "input" else np.arange(states.shape[1])[None]
+    total, times = 0.0, 0.0
+    for level, hidden in draw_masks(Partition.of(levels), masks, p, seed, f"{utterance.id}/{place}"):
+        occluded = torch.from_numpy(hidden[levels[level]])
+        if place == "input":
+            perturbed = log_p(model.encode(features.masked_fill(occluded, 0.0)[None]))
+        else:
+            perturbed = log_p(states.masked_fill(occluded[:, None], 0.0))
+        score = functional.kl_div(perturbed, original, log_target=True, reduction="none").sum(-1).numpy()
+        total = total + np.multiply.outer(score, occluded.numpy())
+        times = times + occluded.numpy()
+    return np.where(times > 0, total / np.maximum(times, 1), 0.0)
+
+
+def test_axes_and_units(maps, model, utterance):
+    features = model.features(utterance.audio())
+    hypothesis = model.generate(features[None], "en")[0]
+    tokens, frames, steps = len(hypothesis), len(features), model.steps(len(features))
+    assert tokens > 4 and steps * 4 > frames  # the last step has frames fewer than four
+    assert dict(maps.sizes) | {"segment": 0} == {
+        "layer": 2, "head": 2, "token": tokens, "step": steps, "time": frames, "mel": 80, "level": 3, "segment": 0,
+    }  # fmt: skip
+    assert maps.cross_attention.dims == ("layer", "head", "token", "step")
+    assert maps.input_saliency.dims == ("token", "time", "mel")
+    assert maps.encoder_saliency.dims == ("token", "step")
+    assert maps.features.dims == ("time", "mel")
+    assert maps["layer"].values.tolist() == maps["head"].values.tolist() == [1, 2]
+    assert maps.token.values.tolist() == model.tokens(hypothesis) and maps.token.values[-1] == "</s>"
+    # Seconds: frame t is centred 12.5 ms after its start at 10 t ms, a step midway between its first and last frame.
+    np.testing.assert_allclose(maps.time, [0.0125 + 0.01 * frame for frame in range(frames)])
+    last = [min(4 * step + 3, frames - 1) for step in range(steps)]
+    np.testing.assert_allclose(maps.step, [0.0125 + 0.005 * (4 * step + end) for step, end in enumerate(last)])
+    assert 0 < utterance.duration - maps.time.values[-1] < 0.0225
+    assert np.array_equal(maps.mel, mel_centres())
+    assert np.array_equal(maps.features, features)
+
+
+def test_attributes_tell_what_produced_the_maps(maps, model, utterance):
+    hypothesis = model.generate(model.features(utterance.audio())[None], "en")[0]
+    expected = {
+        "model": "tiny",
+        "weights": model.weights_hash,
+        "utterance": "en-test-0",
+        "setting": "en",
+        "hypothesis": model.text(hypothesis),
+        "reference": "the dog sleeps",
+        "subsampling": 4,
+        "version": xattn.__version__,
+        **asdict(Occlusion(**SMALL)),
+    }
+    assert {name: maps.attrs[name] for name in expected} == expected
+    assert set(maps.attrs) - set(expected) == {"audio", "seconds"}
+    assert len(maps.audio) == 16 and maps.seconds > 0
+
+
+def test_encoder_saliency_is_its_definition(maps, model, utterance):
+    expected = by_definition(model, utterance, "en", "encoder", 10, 0.7)
+    assert expected.max() > 0.1
+    np.testing.assert_allclose(maps.encoder_saliency, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_input_saliency_is_its_definition(maps, model, utterance):
+    expected = by_definition(model, utterance, "en", "input", 12, 0.5)
+    assert expected.max() > 0.1
+    np.testing.assert_allclose(maps.input_saliency, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_is_that_of_the_forced_hypothesis(maps, model, utterance):
+    states = model.encode(model.features(utterance.audio())[None])
+    ids = torch.tensor([4, *(model.tokenizer.piece_to_id(token) for token in maps.token.values[:-1])])
+    np.testing.assert_allclose(maps.cross_attention, model.cross_attention(states, ids), atol=1e-6)
+
+
+def test_parameters_reach_the_masks(model, utterance):
+    changed = explain(model, utterance, input_masks=6, encoder_masks=4, input_p=0.3, encoder_p=0.4, seed=5)
+    for place, masks, p in (("input", 6, 0.3), ("encoder", 4, 0.4)):
+        expected = by_definition(model, utterance, "en", place, masks, p, seed=5)
+        np.testing.assert_allclose(changed[f"{place}_saliency"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_size_moves_rounding_only(maps, model, utterance):
+    other = explain(model, utterance, **SMALL | {"batch_size": 64})
+    assert np.array_equal(other.segment_count, maps.segment_count)
+    for name in ("input_saliency", "encoder_saliency"):
+        np.testing.assert_allclose(other[name], maps[name], rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_a_prompt_of_two_tokens_explain_no_token(model, utterance):
+    class TwoTags(ConformerModel):
+        def prompt(self, language):
+            return torch.tensor([3, self.config.language_ids[language]])
+
+    longer = TwoTags(model.network, model.tokenizer, "two", "hash")
+    maps = explain(longer, utterance, **SMALL)
+    expected = by_definition(longer, utterance, "en", "encoder", 10, 0.7)
+    assert maps.sizes["token"] == len(expected)
+    np.testing.assert_allclose(maps.encoder_saliency, expected, rtol=1e-4, atol=1e-6)
+    states = longer.encode(longer.features(utterance.audio())[None])
+    ids = longer.generate(longer.features(utterance.audio())[None], "en")[0]
+    attention = longer.cross_attention(states, torch.cat([longer.prompt("en"), ids[:-1]]))
+    np.testing.assert_allclose(maps.cross_attention, attention[:, :, 1:], atol=1e-6)
+
+
+def counted(model, monkeypatch, method):
+    """Let a method of the model note how many rows it was called with."""
+    calls, original = [], getattr(model, method)
+
+    def noting(first, *others):
+        calls.append(len(first))
+        return original(first, *others)
+
+    monkeypatch.setattr(model, method, noting)
+    return calls
+
+
+def without_seconds(maps):
+    return maps.assign_attrs(seconds=None)
+
+
+def test_two_languages_share_the_encoder_passes(model, utterance, maps, monkeypatch):
+    alone = [maps, explain(model, utterance, "it", **SMALL)]
+    calls = counted(model, monkeypatch, "encode")
+    both = explain_targets(model, utterance, ["en", "it"], Occlusion(**SMALL))
+    assert calls == [1, 5, 5, 2]
+    assert [item.setting for item in both] == ["en", "en-it"]
+    assert both[0].hypothesis != both[1].hypothesis
+    assert [item.reference for item in both] == ["the dog sleeps", "il cane dorme"]
+    for together, single in zip(both, alone, strict=True):
+        xr.testing.assert_identical(without_seconds(together), without_seconds(single))
+
+
+def test_a_recording_of_one_s_own(model, utterance, maps):
+    own = explain(model, utterance.audio_path, **SMALL)
+    assert (own.utterance, own.setting, own.reference, own.audio) == ("en-test-0", "en", "", maps.audio)
+    np.testing.assert_array_equal(own.encoder_saliency, maps.encoder_saliency)
+    italian = explain(model, utterance.audio_path, "it", **SMALL)
+    assert italian.setting == "it" and italian.hypothesis != own.hypothesis
+
+
+def test_maps_can_be_correlated(maps):
+    for source in ("input", "encoder"):
+        assert np.isfinite(correlate(maps, source)).all()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "sentence"),
+    [
+        ("input_p", 1.5, "input_p is 1.5, which is no probability: give a number from 0 to 1"),
+        ("encoder_p", -0.1, "encoder_p is -0.1, which is no probability"),
+        ("encoder_p", float("nan"), "encoder_p is nan, which is no probability"),
+        ("input_masks", 0, "input_masks is 0: give a number of at least 1"),
+        ("encoder_masks", -3, "encoder_masks is -3: give a number of at least 1"),
+        ("batch_size", 0, "batch_size is 0: give a number of at least 1"),
+    ],
+)
+def test_parameters_out_of_range(model, utterance, parameter, value, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        explain(model, utterance, **{parameter: value})
+
+
+def test_a_language_the_model_does_not_write(model, utterance):
+    with pytest.raises(ValueError, match="The model tiny does not write 'fr'"):
+        explain(model, utterance, "fr")
+
+
+def test_an_empty_hypothesis(model, utterance, monkeypatch):
+    monkeypatch.setattr(model, "generate", lambda features, language: [torch.tensor([2])])
+    with pytest.raises(ValueError, match="tiny wrote nothing for en-test-0 in 'en': check the recording"):
+        explain(model, utterance)
+
+
+def test_weights_that_are_not_finite(made, model, utterance, monkeypatch):
+    broken = ConformerModel(made.network(), model.tokenizer, "broken", "hash")
+    broken.network.encoder.conformer_layers[0].layernorm.bias.data[0] = float("nan")
+    monkeypatch.setattr(broken, "generate", lambda features, language: [torch.tensor([9, 8, 2])])
+    with pytest.raises(FloatingPointError, match="check its weights and the recording"):
+        explain(broken, utterance, **SMALL)
+
+
+class Untouchable:
+    """A model of which only the name and the weights' hash may be read."""
+
+    def __init__(self, model):
+        self.name, self.weights_hash = model.name, model.weights_hash
+
+
+def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, capsys, monkeypatch):
+    occlusion = Occlusion(**SMALL)
+    explain_corpus(model, utterances, ["en", "en-it"], tmp_path, occlusion)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["tiny en+en-it 1/2 en-test-0", "tiny en+en-it 2/2 en-test-1"]
+    assert all("s an utterance" in line and line.endswith("s left") for line in lines)
+    assert lines[-1].endswith(" 0 s left")
+    assert store.contents(tmp_path) == [("tiny", "en"), ("tiny", "en-it")]
+    for setting, target in (("en", "en"), ("en-it", "it")):
+        stored = list(store.load_all(tmp_path, "tiny", setting))
+        assert [item.utterance for item in stored] == ["en-test-0", "en-test-1"]
+        expected = explain(model, utterances[1], target, **SMALL)
+        del stored[1].attrs["key"]
+        xr.testing.assert_identical(without_seconds(stored[1]), without_seconds(expected))
+
+    for again in (occlusion, Occlusion(**SMALL | {"batch_size": 64})):
+        explain_corpus(Untouchable(model), utterances, ["en", "en-it"], tmp_path, again)
+        assert capsys.readouterr().out == ""
+    with pytest.raises(AttributeError):
+        explain_corpus(Untouchable(model), utterances, ["en"], tmp_path, Occlusion(**SMALL | {"seed": 1}))
+
+
+def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys, monkeypatch):
+    occlusion = Occlusion(**SMALL)
+    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+    first = next((tmp_path / "tiny" / "en").iterdir())
+    before = first.stat().st_mtime_ns
+    capsys.readouterr()
+    calls = counted(model, monkeypatch, "encode")
+    explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
+    assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
+    assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before

@@ -1,0 +1,127 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import zscore
+
+from xattn.attention import MEAN
+from xattn.corpus import Word
+from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, save
+
+WORDS = (Word("the", 0.0, 0.05), Word("dog", 0.05, 0.12), Word("sleeps", 0.12, 0.2))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def correlations(seed=0):
+    rng = np.random.default_rng(seed)
+    labels = [(layer, head) for layer in (1, 2, 10, MEAN) for head in (1, 2, 3, MEAN)]
+    rows = [(source, *label, rng.uniform(-0.1, 0.7)) for source in ("input", "encoder") for label in labels]
+    return pd.DataFrame(rows, columns=["source", "layer", "head", "rho"]).sample(frac=1, random_state=seed)
+
+
+FIGURES = {
+    "heatmaps": lambda made: heatmaps(made.maps(), WORDS),
+    "heads_and_layers": lambda made: heads_and_layers(correlations(), "tiny, en"),
+    "coverage": lambda made: coverage(),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_files_are_written_alike_each_time(made, tmp_path, name):
+    for stem in ("first", "second"):
+        save(FIGURES[name](made), tmp_path / stem, formats=("png", "svg"))
+    assert plt.get_fignums() == []
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
+        written = (tmp_path / f"first{suffix}").read_bytes()
+        assert written.startswith(start) and len(written) > 5000
+        assert written == (tmp_path / f"second{suffix}").read_bytes()
+    assert len(plt.imread(tmp_path / "first.png")) > 400
+
+
+def test_only_the_formats_asked_for_are_written(tmp_path):
+    save(coverage(), tmp_path / "fig1")
+    assert [path.name for path in tmp_path.iterdir()] == ["fig1.png"]
+
+
+def panels(figure):
+    """Axes of the spectrograms and of the maps, from left to right."""
+    return figure.axes[:3], figure.axes[3:6]
+
+
+def steps_of(maps):
+    """SM^X of the spoken tokens as it is correlated: z-score of a token's map, then the maximum of each step."""
+    saliency = maps.input_saliency.values[:-1]
+    normalised = zscore(saliency.reshape(len(saliency), -1), axis=1, ddof=1).reshape(saliency.shape)
+    return np.stack([normalised[:, 4 * step : 4 * step + 4].max(axis=(1, 2)) for step in range(6)], axis=1)
+
+
+def test_panels_show_the_normalised_maps(made):
+    maps = made.maps()
+    spectrograms, maps_axes = panels(heatmaps(maps, WORDS))
+    attention = maps.cross_attention.values[:, :, :-1].astype(np.float64).mean(axis=(0, 1))
+    expected = (zscore(attention, axis=0, ddof=1), steps_of(maps), maps.encoder_saliency.values[:-1])
+    for axes, values in zip(maps_axes, expected, strict=True):
+        (image,) = axes.images
+        # The rows of every panel are drawn in their own standard deviations.
+        np.testing.assert_allclose(image.get_array(), zscore(values, axis=1, ddof=1), rtol=1e-4, atol=1e-5)
+        assert image.get_clim() == (0, SATURATION)
+        assert image.get_extent() == pytest.approx((0, 0.24, 3.5, -0.5))  # six steps of 40 ms, token 0 on top
+    for axes in spectrograms:
+        (image,) = axes.images
+        assert np.array_equal(image.get_array(), maps.features.values.T)
+        assert image.get_extent() == pytest.approx((0, 0.22, 0, 8)) and image.origin == "lower"
+
+
+def test_the_reduction_is_the_one_asked_for(made):
+    maps = made.maps()
+    shown = [panels(heatmaps(maps, reduction=how))[1][1].images[0].get_array() for how in ("2d_max", "2d_avg")]
+    assert np.abs(shown[0] - shown[1]).max() > 0.1
+
+
+def test_labels_are_the_tokens_and_the_words(made):
+    figure = heatmaps(made.maps(), WORDS)
+    spectrograms, maps_axes = panels(figure)
+    assert [label.get_text() for label in maps_axes[0].get_yticklabels()] == ["▁the", "▁dog", "▁sleep", "s"]
+    assert maps_axes[0].get_yticks().tolist() == [0, 1, 2, 3]
+    assert [axes.get_title() for axes in spectrograms] == [
+        "Cross-attention, CA",
+        "Input saliency, SM$^X$",
+        "Encoder saliency, SM$^H$",
+    ]
+    for axes in spectrograms:
+        assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [
+            ("the", pytest.approx(0.025)),
+            ("dog", pytest.approx(0.085)),
+            ("sleeps", pytest.approx(0.16)),
+        ]
+    for axes in (*spectrograms, *maps_axes):
+        assert [line.get_xdata()[0] for line in axes.lines] == [0.0, 0.05, 0.12]
+    assert not panels(heatmaps(made.maps()))[0][0].texts
+
+
+def test_numbers_of_a_table_are_where_they_belong():
+    table = correlations()
+    figure = heads_and_layers(table, "tiny, en")
+    assert figure.get_suptitle() == "tiny, en"
+    rho = table.set_index(["source", "layer", "head"]).rho
+    for axes, source in zip(figure.axes[:2], ("input", "encoder"), strict=True):
+        rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        columns = [label.get_text() for label in axes.get_xticklabels()]
+        assert (rows, columns) == (["1", "2", "10", "mean"], ["1", "2", "3", "mean"])
+        assert len(axes.texts) == 16
+        for text in axes.texts:
+            x, y = (int(place) for place in text.get_position())
+            label = tuple(int(name) if name != MEAN else name for name in (rows[y], columns[x]))
+            assert text.get_text() == f"{rho[(source, *label)]:.2f}"
+    assert "X" in figure.axes[0].get_title() and "H" in figure.axes[1].get_title()
+    colours = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
+    assert colours[0] == colours[1] == (min(0, table.rho.min()), table.rho.max())

@@ -1,0 +1,220 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import log_softmax, rel_entr
+from scipy.stats import entropy, mannwhitneyu
+
+from xattn.occlusion import Partition, UnitScores, draw_masks, kl_divergence, occlude
+
+GRID = (24, 16)
+
+
+def blocks(frames, mels):
+    """Labels of a grid cut into blocks of frames x mels cells, from 0."""
+    rows, columns = np.indices(GRID)
+    return rows // frames * (GRID[1] // mels) + columns // mels
+
+
+LEVELS = np.stack([blocks(2, 2), blocks(4, 4)])
+
+
+def spes(levels, masks, scores):
+    """The published definition, cell by cell: summed scores of the masks that hid a cell, over their number."""
+    total, times = np.zeros((scores.shape[1], *levels.shape[1:])), np.zeros(levels.shape[1:])
+    for (level, hidden), score in zip(masks, scores, strict=True):
+        occluded = hidden[levels[level]].astype(float)
+        total += np.multiply.outer(score, occluded)
+        times += occluded
+    with np.errstate(invalid="ignore"):
+        return np.where(times > 0, total / times, 0.0)
+
+
+def linear_score(shape, tokens=3, seed=0):
+    """A float64 score (B, tokens): every hidden cell adds its own random weight."""
+    weights = torch.from_numpy(np.random.default_rng(seed).standard_normal((math.prod(shape), tokens)))
+    return lambda keep: (1 - keep.double()).flatten(1) @ weights
+
+
+def auc(values, truth):
+    """Area under the ROC curve: the probability that a planted cell is above another one."""
+    inside, outside = values[truth], values[~truth]
+    return mannwhitneyu(inside, outside).statistic / (inside.size * outside.size)
+
+
+def planted_model(truths):
+    """Log-probabilities (B, I, 3) whose first entry, for token i, grows with the visible share of planted cells i."""
+    planted = torch.from_numpy(np.stack([truth.reshape(-1) for truth in truths])).double()
+
+    def log_p(keep):
+        evidence = 4 * keep.double().flatten(1) @ (planted / planted.sum(1, keepdim=True)).T
+        return torch.stack([evidence, torch.zeros_like(evidence), torch.ones_like(evidence)], -1).log_softmax(-1)
+
+    original = log_p(torch.ones(1, planted.shape[1]))
+    return lambda keep: kl_divergence(original, log_p(keep))
+
+
+def test_planted_cells_of_a_spectrogram_are_found():
+    truths = [np.isin(LEVELS[1], cells) for cells in ([5], [0, 23])]
+    partition = Partition.of(LEVELS)
+    masks = draw_masks(partition, 1500, 0.5, seed=0, name="planted")
+    cells = occlude(planted_model(truths), partition, masks, batch_size=64).cells(partition.labels)
+    assert [auc(token, truth) for token, truth in zip(cells, truths, strict=True)] == [1.0, 1.0]
+    assert auc(cells[0], truths[1]) < 0.9  # a map finds its own token's cells only
+
+
+def test_planted_steps_are_found():
+    truths = [np.isin(np.arange(15), steps) for steps in ([3, 4, 9], [0], [14, 2])]
+    partition = Partition.of(np.arange(15)[None])
+    masks = draw_masks(partition, 1500, 0.7, seed=0, name="planted")
+    cells = occlude(planted_model(truths), partition, masks, batch_size=64).cells(partition.labels)
+    assert [auc(token, truth) for token, truth in zip(cells, truths, strict=True)] == [1.0, 1.0, 1.0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_engine_is_the_published_definition(data):
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=2, max_side=6))
+    raw = data.draw(st.lists(hnp.arrays(int, shape, elements=st.integers(0, 8)), min_size=1, max_size=3))
+    levels = np.stack([np.unique(labels, return_inverse=True)[1].reshape(shape) for labels in raw])
+    partition = Partition.of(levels)
+    p, seed = data.draw(st.floats(0, 1)), data.draw(st.integers(0, 9))
+    masks = list(draw_masks(partition, data.draw(st.integers(1, 12)), p, seed, "u"))
+    score = linear_score(shape)
+    keep = torch.from_numpy(np.stack([~hidden[levels[level]] for level, hidden in masks]))
+    expected = spes(levels, masks, score(keep).numpy())
+    scores = occlude(score, partition, iter(masks), batch_size=data.draw(st.integers(1, 13)))
+    np.testing.assert_allclose(scores.cells(partition.labels), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_batch_size_changes_rounding_only():
+    partition = Partition.of(LEVELS)
+    runs = [
+        occlude(linear_score(GRID), partition, draw_masks(partition, 150, 0.5, 0, "u"), batch_size=size)
+        for size in (1, 7, 64)
+    ]
+    assert np.abs(runs[0].sums).max() > 1
+    for run in runs[1:]:
+        assert np.array_equal(run.counts, runs[0].counts)
+        np.testing.assert_allclose(run.sums, runs[0].sums, rtol=1e-10, atol=1e-10)
+
+
+def test_nothing_is_hidden_at_p_0():
+    partition = Partition.of(LEVELS)
+    seen = []
+
+    def score(keep):
+        seen.append(keep)
+        return torch.ones(len(keep), 2)
+
+    scores = occlude(score, partition, draw_masks(partition, 20, 0.0, 0, "u"), batch_size=8)
+    assert torch.cat(seen).shape == (20, *GRID) and torch.cat(seen).all()
+    assert not scores.counts.any() and not scores.cells(partition.labels).any()
+
+
+def test_everything_is_hidden_at_p_1_and_nearly_everything_at_p_0_999():
+    partition = Partition.of(LEVELS)
+    assert all(hidden.all() for _, hidden in draw_masks(partition, 20, 1.0, 0, "u"))
+    scores = occlude(
+        lambda keep: keep.flatten(1).sum(1, keepdim=True) + 5.0,
+        partition,
+        draw_masks(partition, 20, 1.0, 0, "u"),
+        batch_size=8,
+    )
+    assert (scores.counts == 10).all()
+    assert (scores.cells(partition.labels) == 5.0).all()
+    nearly = np.concatenate([hidden for _, hidden in draw_masks(partition, 500, 0.999, 0, "u")])
+    assert 0.998 < nearly.mean() < 1
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.7])
+def test_share_of_hidden_units_is_p(p):
+    partition = Partition.of(LEVELS)
+    levels, hidden = zip(*draw_masks(partition, 400, p, 3, "u"), strict=True)
+    assert levels == (0, 1) * 200
+    assert {len(units) for units in hidden[::2]} == {96} and {len(units) for units in hidden[1::2]} == {24}
+    units = np.concatenate(hidden)
+    assert abs(units.sum() - p * units.size) < 4 * math.sqrt(p * (1 - p) * units.size)
+    # Neighbouring perturbations are independent: they agree as often as chance has it.
+    agreement = np.mean([np.mean(a == b) for a, b in zip(hidden[:-2:2], hidden[2::2], strict=True)])
+    chance = p**2 + (1 - p) ** 2
+    assert abs(agreement - chance) < 4 * math.sqrt(chance * (1 - chance) / (199 * 96)) * 2
+
+
+def test_masks_depend_on_seed_name_and_index_alone():
+    partition = Partition.of(LEVELS)
+
+    def drawn(number, seed=0, name="u"):
+        return [(level, hidden.tolist()) for level, hidden in draw_masks(partition, number, 0.5, seed, name)]
+
+    assert drawn(25)[:10] == drawn(10)
+    assert len({str(mask) for mask in drawn(25)}) == 25
+    for other in (drawn(25, seed=1), drawn(25, name="v"), drawn(25, seed=-1)):
+        assert all(a != b for a, b in zip(drawn(25), other, strict=True))
+    assert drawn(3, seed=1, name="2/u") != drawn(3, seed=1, name="1/u")
+
+
+def test_a_score_that_is_not_finite_is_refused():
+    partition = Partition.of(LEVELS)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(FloatingPointError, match="not finite: check its weights and the recording"):
+            occlude(
+                lambda keep, bad=bad: torch.full((len(keep), 2), bad),
+                partition,
+                draw_masks(partition, 5, 0.5, 0, "u"),
+                batch_size=2,
+            )
+
+
+def test_no_perturbations_are_refused():
+    partition = Partition.of(LEVELS)
+    with pytest.raises(ValueError, match="set the number of masks to 1 or more"):
+        occlude(linear_score(GRID), partition, draw_masks(partition, 0, 0.5, 0, "u"), batch_size=2)
+
+
+def test_units_are_numbered_on_from_level_to_level():
+    partition = Partition.of(np.array([[[0, 0], [1, 1]], [[0, 1], [2, 0]]]))
+    assert partition.labels.tolist() == [[[0, 0], [1, 1]], [[2, 3], [4, 2]]]
+    assert partition.bounds.tolist() == [0, 2, 5]
+    assert partition.units == 5
+
+
+def test_a_cell_that_was_never_hidden_is_0():
+    scores = UnitScores(np.array([[6.0, 0.0, 2.0, 0.0]]), np.array([2, 0, 1, 0]))
+    labels = np.array([[0, 0, 1], [2, 3, 3]])
+    assert scores.cells(labels).tolist() == [[8 / 3, 3.0, 0.0]]
+
+
+@given(hnp.arrays(float, st.tuples(st.just(2), st.integers(2, 12)), elements=st.floats(-40, 40)))
+def test_kl_divergence_of_any_distributions(logits):
+    log_p, log_q = log_softmax(logits, axis=-1)
+    result = kl_divergence(torch.from_numpy(log_p), torch.from_numpy(log_q)).item()
+    assert result == pytest.approx(rel_entr(np.exp(log_p), np.exp(log_q)).sum(), rel=1e-9, abs=1e-12)
+    assert result > -1e-12
+    assert kl_divergence(torch.from_numpy(log_p), torch.from_numpy(log_p)).item() == 0
+
+
+def test_kl_divergence_is_in_nats_over_the_last_axis():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(7), (3, 4)), rng.dirichlet(np.ones(7), (3, 4))
+    result = kl_divergence(torch.from_numpy(p).log(), torch.from_numpy(q).log()).numpy()
+    np.testing.assert_allclose(result, entropy(p, q, axis=-1), rtol=1e-12)
+    certain, even = torch.tensor([0.0, -math.inf]), torch.tensor([0.5, 0.5]).log()
+    assert kl_divergence(certain, even).item() == pytest.approx(math.log(2))
+
+
+def test_kl_divergence_stays_finite_at_zero_probabilities():
+    def kl(p, q):
+        return kl_divergence(torch.tensor(p).log(), torch.tensor(q).log()).item()
+
+    tiny = math.log(np.finfo(np.float32).tiny)
+    assert kl([0.5, 0.5, 0.0], [0.25, 0.75, 0.0]) == pytest.approx(entropy([0.5, 0.5], [0.25, 0.75]))
+    assert kl([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]) == pytest.approx(math.log(2))
+    assert kl([0.5, 0.5], [1.0, 0.0]) == pytest.approx(0.5 * math.log(0.5) + 0.5 * (math.log(0.5) - tiny))
+    # A probability too small for float32 is no zero: its logarithm counts.
+    log_q = torch.tensor([0.0, -200.0])
+    assert kl_divergence(torch.tensor([0.5, 0.5]).log(), log_q).item() == pytest.approx(math.log(0.5) + 100)

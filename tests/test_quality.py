@@ -1,0 +1,70 @@
+from collections import Counter
+
+import pytest
+
+from xattn.quality import bleu, chrf, normalise, wer
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "percent"),
+    [
+        ("the dog sleeps here", "the dog sleeps here", 0.0),
+        ("the dog sleeps here", "the cat sleeps here", 25.0),  # one substitution
+        ("the dog sleeps here", "the dog here", 25.0),  # one deletion
+        ("the dog sleeps here", "the big dog sleeps here", 25.0),  # one insertion
+        ("the dog sleeps here", "", 100.0),
+        ("the dog", "a very large cat indeed", 250.0),  # two substitutions and three insertions
+    ],
+)
+def test_word_error_rate_counted_by_hand(reference, hypothesis, percent):
+    assert wer([reference], [hypothesis], "en") == pytest.approx(percent)
+
+
+def test_rate_is_that_of_the_corpus_not_the_mean_of_rates():
+    references = ["yes", "the dog sleeps in the house"]
+    assert wer(references, ["no", "the dog sleeps in the house"], "en") == pytest.approx(100 / 7)
+
+
+def test_normalisation_of_english():
+    assert normalise("  Mr. Smith, whose colour is grey: twenty-one! ", "en") == "mister smith whose color is gray 21"
+    assert normalise("I can't (really) say", "en") == normalise("i can not say", "en")
+    assert wer(["Twenty-one dogs, please."], ["21 dogs please"], "en") == 0
+
+
+def test_normalisation_of_italian_keeps_accents():
+    assert normalise("Perché no? È così!", "it") == "perché no è così"
+    assert wer(["perché no"], ["perche no"], "it") == 50.0
+    assert wer(["Perche\u0301 no"], ["perch\u00e9 no"], "it") == 0.0  # decomposed and composed
+    assert normalise("ventuno", "it") == "ventuno"
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "?!"])
+def test_a_reference_without_words_is_refused(empty):
+    with pytest.raises(ValueError, match="Reference 1 has no words after normalisation"):
+        wer(["a dog", empty], ["a dog", "a cat"], "en")
+
+
+def test_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="2 references came with 1 hypotheses"):
+        wer(["a", "b"], ["a"], "en")
+
+
+def test_bleu_counted_by_hand():
+    # Of 6, 5, 4 and 3 n-grams, 5, 4, 3 and 2 are in the reference.
+    assert bleu(["a b c d e f"], ["a b c d e g"]) == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
+    assert bleu(["a b c d e f", "x y z"], ["a b c d e f", "x y z"]) == pytest.approx(100)
+
+
+def test_chrf_counted_by_hand():
+    reference, hypothesis = "il cane dorme", "il gatto dorme"
+    precisions, recalls = [], []
+    for size in range(1, 7):
+        grams = [
+            Counter(text[start : start + size] for start in range(len(text) - size + 1))
+            for text in (reference.replace(" ", ""), hypothesis.replace(" ", ""))
+        ]
+        matches = (grams[0] & grams[1]).total()
+        recalls.append(matches / grams[0].total())
+        precisions.append(matches / grams[1].total())
+    p, r = sum(precisions) / 6, sum(recalls) / 6
+    assert chrf([reference], [hypothesis]) == pytest.approx(100 * 5 * p * r / (4 * p + r))

@@ -1,0 +1,173 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xattn import store
+from xattn.compare import correlate
+
+
+@pytest.fixture
+def path(tmp_path):
+    return store.path_of(tmp_path, "tiny", "en", "made-1")
+
+
+def visible(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*/[!.]*"))
+
+
+def test_round_trip(made, path, tmp_path):
+    maps = made.maps()
+    store.save(maps, path, "key-1")
+    loaded = store.load(path)
+    assert loaded.attrs.pop("key") == "key-1"
+    xr.testing.assert_identical(loaded, maps)
+    assert all(loaded[name].dtype == maps[name].dtype for name in maps.variables if name != "token")
+    for source in ("input", "encoder"):
+        xr.testing.assert_identical(correlate(loaded, source), correlate(maps, source))
+    assert visible(tmp_path) == ["tiny/en/made-1.zarr"]
+    assert os.listdir(path.parent) == ["made-1.zarr"]
+
+
+def test_the_stored_form_is_compact(made, path):
+    store.save(made.maps(), path, "key-1")
+    assert "input_saliency" not in xr.open_zarr(path, consolidated=False)
+    maps = made.maps()
+    cell = {"time": 5, "mel": 3}
+    units = maps.segmentation.isel(cell).values
+    expected = maps.segment_score.values[:, units].sum(axis=1) / maps.segment_count.values[units].sum()
+    np.testing.assert_allclose(store.load(path).input_saliency.isel(cell), expected, rtol=1e-12)
+
+
+def test_keys(made, path):
+    assert not store.is_current(path, "key-1")
+    store.save(made.maps(), path, "key-1")
+    assert store.is_current(path, "key-1")
+    assert not store.is_current(path, "key-2")
+    parameters = {"seed": 0, "p": 0.5, "audio": "abc"}
+    assert store.key_of(parameters) == store.key_of(dict(reversed(parameters.items())))
+    changes = ({}, {"seed": 1}, {"p": 0.25}, {"audio": "abd"}, {"new": 0})
+    assert len({store.key_of(parameters | change) for change in changes}) == 5
+
+
+def test_maps_are_replaced_as_a_whole(made, path):
+    store.save(made.maps(seed=0), path, "key-1")
+    shorter = made.maps(seed=1, tokens=("▁a", "▁b", "</s>"), frames=10)
+    store.save(shorter, path, "key-2")
+    loaded = store.load(path)
+    assert loaded.attrs.pop("key") == "key-2"
+    xr.testing.assert_identical(loaded, shorter)
+    assert os.listdir(path.parent) == ["made-1.zarr"]
+
+
+def interrupt_writing(monkeypatch):
+    write = xr.Dataset.to_zarr
+
+    def interrupted(self, *arguments, **keywords):
+        write(self[["features"]], *arguments, **keywords)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", interrupted)
+
+
+def interrupt_renaming(monkeypatch):
+    replace = os.replace
+
+    def interrupted(source, target):
+        if str(target).endswith("made-1.zarr"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+
+
+def interrupt_deleting(monkeypatch):
+    delete = shutil.rmtree
+
+    def interrupted(path, *arguments, **keywords):
+        if os.path.isdir(os.path.join(path, "segment_score")):
+            delete(os.path.join(path, "segment_score"))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+
+
+@pytest.mark.parametrize("interrupt", [interrupt_writing, interrupt_renaming])
+def test_an_interruption_leaves_nothing_visible(made, path, tmp_path, monkeypatch, interrupt):
+    with monkeypatch.context() as patch:
+        interrupt(patch)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(made.maps(), path, "key-1")
+    assert visible(tmp_path) == [] and store.contents(tmp_path) == []
+    assert not store.is_current(path, "key-1")
+    with pytest.raises(FileNotFoundError):
+        store.load_all(tmp_path, "tiny", "en")
+    store.save(made.maps(), path, "key-1")
+    assert store.is_current(path, "key-1") and os.listdir(path.parent) == ["made-1.zarr"]
+
+
+@pytest.mark.parametrize("interrupt", [interrupt_writing, interrupt_renaming, interrupt_deleting])
+def test_an_interruption_leaves_no_half_of_older_maps(made, path, tmp_path, monkeypatch, interrupt):
+    old, new = made.maps(seed=0), made.maps(seed=1)
+    store.save(old, path, "key-1")
+    with monkeypatch.context() as patch:
+        interrupt(patch)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(new, path, "key-2")
+    if interrupt is interrupt_renaming:
+        assert visible(tmp_path) == []  # between two names; never a unit of which a part is gone
+    else:
+        (loaded,) = store.load_all(tmp_path, "tiny", "en")
+        assert loaded.attrs.pop("key") == ("key-1" if interrupt is interrupt_writing else "key-2")
+        xr.testing.assert_identical(loaded, old if interrupt is interrupt_writing else new)
+    store.save(new, path, "key-2")
+    assert store.load(path).key == "key-2"
+
+
+@pytest.mark.parametrize("damage", ["empty", "file", "json"])
+def test_a_folder_that_cannot_be_read(made, path, damage):
+    store.save(made.maps(), path, "key-1")
+    if damage == "json":
+        (path / ".zattrs").write_text("{not json")
+    else:
+        shutil.rmtree(path)
+        path.mkdir()
+        if damage == "file":
+            (path / "notes.txt").write_text("not a store")
+    for call in (store.load, lambda path: store.is_current(path, "key-1")):
+        with pytest.raises(ValueError, match=r"made-1\.zarr holds no readable maps .*: delete it and run"):
+            call(path)
+
+
+def test_all_maps_come_in_the_order_of_their_ids(made, tmp_path):
+    for number in (10, 2, 1):
+        name = f"en-{number:04d}"
+        maps = made.maps(seed=number, utterance=name)
+        store.save(maps, store.path_of(tmp_path, "tiny", "en", name), "key")
+    store.save(made.maps(), store.path_of(tmp_path, "tiny", "en-it", "other"), "key")
+    store.save(made.maps(), store.path_of(tmp_path, "base", "en", "other"), "key")
+    loaded = list(store.load_all(tmp_path, "tiny", "en"))
+    assert [maps.utterance for maps in loaded] == ["en-0001", "en-0002", "en-0010"]
+    assert [maps.seed for maps in loaded] == [1, 2, 10]
+    assert store.contents(tmp_path) == [("base", "en"), ("tiny", "en"), ("tiny", "en-it")]
+
+
+def test_maps_that_are_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There are no maps of tiny in the setting it in .*: run 10_maps first"):
+        store.load_all(tmp_path, "tiny", "it")
+    assert store.contents(tmp_path) == []
+
+
+def test_texts(tmp_path):
+    path = tmp_path / "tiny" / "en" / "deletion.json"
+    texts = {"en-0001": ["il caffè è", ""], "en-0002": []}
+    assert store.load_texts(path, "key-1") == {}
+    store.save_texts(texts, path, "key-1")
+    assert store.load_texts(path, "key-1") == texts
+    assert store.load_texts(path, "key-2") == {}
+    assert os.listdir(path.parent) == ["deletion.json"]
+    path.write_text("{half")
+    with pytest.raises(ValueError, match=r"deletion\.json holds no readable texts .*: delete it and run the notebook"):
+        store.load_texts(path, "key-1")

@@ -1,0 +1,232 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SENTENCES, write_corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from recipes import train as recipe_code
+from recipes.train import RECIPES, TrainingData, ctc_loss, learning_rate, losses, pad, spec_augment, train
+from xattn.audio import cmvn
+from xattn.models import load_model
+
+TINY = replace(
+    RECIPES["base"],
+    name="tiny",
+    languages=("en", "it"),
+    encoder_layers=2,
+    decoder_layers=2,
+    vocabulary=40,
+    steps=6,
+    translation_from=2,
+    d_model=16,
+    heads=2,
+    batch_frames=300,
+    warmup=2,
+    dropout=0.1,
+)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder with random training features in both languages and a dev part; checkpoints after every step."""
+    monkeypatch.setattr(recipe_code, "CHECKPOINT_SECONDS", -1.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield data_folder(tmp_path / "data")
+    torch.set_num_threads(threads)
+
+
+def data_folder(folder):
+    dev = [("en-dev-0", "dev", "en", "yes it is", "sì lo è"), ("it-dev-0", "dev", "it", "il merlo canta", "the bird")]
+    write_corpus(folder, dev)
+    (folder / "train").mkdir()
+    rng = np.random.default_rng(0)
+    for language, other in (("en", "it"), ("it", "en")):
+        frames = rng.integers(60, 100, len(SENTENCES[language]))
+        table = {
+            "id": [f"{language}-{number}" for number in range(len(frames))],
+            "start_frame": np.cumsum(frames) - frames,
+            "frames": frames,
+            "transcript": SENTENCES[language],
+            "translation": SENTENCES[other],
+        }
+        pd.DataFrame(table).to_csv(folder / "train" / f"{language}.csv", index=False)
+        np.save(folder / "train" / f"{language}.npy", rng.standard_normal((frames.sum(), 80)).astype(np.float16))
+    return folder
+
+
+def checkpoint(data):
+    return torch.load(data / "train" / "checkpoints" / "tiny" / "last.pt", weights_only=True)
+
+
+def flattened(state, name=""):
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from flattened(value, f"{name}/{key}")
+    else:
+        yield name, state
+
+
+def test_an_interrupted_training_gives_the_weights_of_an_undisturbed_one(data, tmp_path, monkeypatch, capsys):
+    train(TINY, data)
+    undisturbed = checkpoint(data)
+    assert undisturbed["step"] == 6
+
+    again = data_folder(tmp_path / "again")
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return losses(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe_code, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, again)
+    halfway = checkpoint(again)
+    assert halfway["step"] == 3 and not (again / "models").exists()
+    train(TINY, again)
+    assert "tiny: continuing at step 3 of 6" in capsys.readouterr().out
+
+    continued = checkpoint(again)
+    for part in ("network", "optimizer"):
+        expected, actual = dict(flattened(undisturbed[part])), dict(flattened(continued[part]))
+        assert expected.keys() == actual.keys()
+        for name, value in expected.items():
+            same = torch.equal(value, actual[name]) if isinstance(value, torch.Tensor) else value == actual[name]
+            assert same, name
+    assert any(not torch.equal(value, continued["network"][name]) for name, value in halfway["network"].items())
+    one, other = (load_model(folder / "models" / "tiny") for folder in (data, again))
+    assert one.weights_hash == other.weights_hash
+
+
+def test_the_exported_folder_is_a_model(data, capsys):
+    train(TINY, data)
+    assert f"tiny: written to {data / 'models' / 'tiny'}" in capsys.readouterr().out
+    model = load_model(data / "models" / "tiny")
+    assert (model.name, model.languages) == ("tiny", ("en", "it"))
+    assert [model.tokens(model.prompt(language)) for language in model.languages] == [["<lang:en>"], ["<lang:it>"]]
+    trained = checkpoint(data)["network"]
+    exported = model.network.state_dict()
+    assert exported.keys() == trained.keys()
+    for name, value in trained.items():
+        assert torch.equal(exported[name], value.half().to(value.dtype)), name
+    assert all(model.tokenizer.decode(model.tokenizer.encode(text)) == text for text in SENTENCES["it"])
+    log = pd.read_csv(data / "models" / "tiny" / "training_log.csv")
+    assert log.step.tolist() == [6] and np.isfinite(log.drop(columns="step").to_numpy()).all()
+    assert {"loss", "cross_entropy", "intermediate_ctc", "final_ctc", "dev_wer_en", "dev_wer_it"} <= set(log.columns)
+
+
+def test_a_finished_training_is_not_repeated(data, monkeypatch):
+    train(TINY, data)
+    before = load_model(data / "models" / "tiny").weights_hash
+    monkeypatch.setattr(recipe_code, "losses", lambda *arguments: pytest.fail("a step was computed again"))
+    train(TINY, data)
+    assert load_model(data / "models" / "tiny").weights_hash == before
+
+
+def test_features_that_are_missing(tmp_path):
+    with pytest.raises(SystemExit, match="no training features for 'en' in .*: run `make data` first"):
+        train(TINY, tmp_path)
+
+
+def test_batches_hold_every_sentence_once_and_no_more_frames_than_allowed(data):
+    training = TrainingData(data / "train", ("en", "it"), 300)
+    assert sorted(np.concatenate(training.batches)) == list(range(10))
+    for rows in training.batches:
+        features, table = training.batch(rows)
+        lengths = [len(item) for item in features]
+        assert lengths == table.frames.tolist() == sorted(lengths)
+        assert len(lengths) * max(lengths) <= 300
+        for item, row in zip(features, table.itertuples(), strict=True):
+            stored = np.load(data / "train" / f"{row.language}.npy")[row.start_frame : row.start_frame + row.frames]
+            assert np.array_equal(item, cmvn(stored))
+    assert any(len(rows) > 2 for rows in training.batches)
+
+
+def test_learning_rate_rises_and_falls_in_straight_lines():
+    recipe = replace(TINY, steps=100, warmup=20, peak_rate=0.5)
+    rates = [learning_rate(step, recipe) for step in range(101)]
+    np.testing.assert_allclose(rates, np.interp(range(101), [0, 20, 100], [0, 0.5, 0]), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(frames=st.integers(1, 120), seed=st.integers(0, 1000))
+def test_spec_augment_hides_bands_and_stretches_only(frames, seed):
+    features = torch.full((frames, 80), 3.0)
+    result = spec_augment(features, np.random.default_rng(seed))
+    assert (features == 3.0).all()  # the input is left alone
+    hidden = (result == 0).numpy()
+    assert ((result == 3.0).numpy() | hidden).all()
+    frames_hidden, mels_hidden = hidden.all(axis=1), hidden.all(axis=0)
+    assert np.array_equal(hidden, np.logical_or.outer(frames_hidden, mels_hidden))
+    assert torch.equal(result, spec_augment(features, np.random.default_rng(seed)))
+    for flags, limit in ((frames_hidden, 50), (mels_hidden, 40)):
+        if not hidden.all():
+            assert flags.sum() <= limit
+            assert (np.diff(np.concatenate([[0], flags, [0]])) == 1).sum() <= 2
+
+
+def test_spec_augment_hides_the_share_it_says():
+    generator = np.random.default_rng(0)
+    hidden = np.mean([(spec_augment(torch.ones(400, 80), generator) == 0).numpy() for _ in range(300)], axis=0)
+    # Two bands of 0 to 20 and two stretches of 0 to 25, 10 and 12.5 wide on average, which may overlap.
+    visible = (1 - 10 / 80) ** 2 * (1 - 12.5 / 400) ** 2
+    assert hidden.mean() == pytest.approx(1 - visible, abs=0.02)
+    assert hidden.mean(axis=1).min() > 0 and hidden.mean(axis=0).min() > 0
+
+
+def test_padding():
+    padded, lengths = pad([torch.ones(2, 3), torch.ones(4, 3)], -1.0)
+    assert padded.shape == (2, 4, 3) and lengths.tolist() == [2, 4]
+    assert padded[0, 2:].eq(-1).all() and padded[0, :2].eq(1).all()
+
+
+def test_ctc_loss_is_the_mean_over_utterances_of_the_loss_a_token():
+    generator = torch.Generator().manual_seed(0)
+    logits, frames = torch.randn(2, 20, 40, generator=generator), torch.tensor([80, 50])
+    targets = [torch.tensor([5, 6, 6, 7]), torch.tensor([9, 8])]
+    each = []
+    for row, steps in enumerate((20, 13)):
+        log_p = logits[row, :steps].log_softmax(-1)[:, None]
+        total = functional.ctc_loss(log_p, targets[row][None], (steps,), (len(targets[row]),), reduction="sum")
+        each.append(float(total) / len(targets[row]))
+    assert float(ctc_loss(logits, frames, targets)) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_the_objective_is_the_sum_of_its_parts(made):
+    network = made.network().train(False)
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(frames, 80, generator=generator) for frames in (60, 44)]
+    targets = [torch.tensor([10, 11, 12]), torch.tensor([13, 14])]
+    transcripts = [torch.tensor([20, 21]), torch.tensor([22, 23, 24])]
+    prompts = [torch.tensor([4]), torch.tensor([5])]
+    parts = {k: float(v) for k, v in losses(network, TINY, features, transcripts, targets, prompts).items()}
+    weighted = TINY.intermediate_ctc * parts["intermediate_ctc"] + TINY.final_ctc * parts["final_ctc"]
+    assert parts["loss"] == pytest.approx(parts["cross_entropy"] + weighted, rel=1e-5)
+
+    cross_entropies, first, second = [], [], []
+    for item, target, transcript, prompt in zip(features, targets, transcripts, prompts, strict=True):
+        with torch.inference_mode():
+            encoded = network.encoder(item[None])
+            inputs = torch.cat([prompt, target])[None]
+            log_p = (
+                network(encoder_outputs=encoded, decoder_input_ids=inputs, use_cache=False).logits[0].log_softmax(-1)
+            )
+            heads = network.ctc_logits(encoded.hidden_states)
+        for row, label in zip(log_p, [*target.tolist(), 2], strict=True):
+            smoothed = torch.full((40,), TINY.label_smoothing / 40)
+            smoothed[label] += 1 - TINY.label_smoothing
+            cross_entropies.append(-float((smoothed * row).sum()))
+        first.append(float(ctc_loss(heads[0], torch.tensor([len(item)]), [transcript])))
+        second.append(float(ctc_loss(heads[1], torch.tensor([len(item)]), [target])))
+    expected = {"cross_entropy": cross_entropies, "intermediate_ctc": first, "final_ctc": second}
+    for name, values in expected.items():  # training computes in bfloat16
+        assert parts[name] == pytest.approx(np.mean(values), rel=0.02)
