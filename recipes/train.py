@@ -144,8 +144,9 @@ def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> 
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then linear decay to 0."""
-    return recipe.peak_rate * min(step / recipe.warmup, (recipe.steps - step) / (recipe.steps - recipe.warmup))
+    """Linear warm-up over at most the first half of the steps, then linear decay to 0."""
+    warmup = min(recipe.warmup, recipe.steps // 2)
+    return recipe.peak_rate * min(step / max(1, warmup), (recipe.steps - step) / (recipe.steps - warmup))
 
 
 def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -245,7 +246,7 @@ def train(recipe: Recipe, data: Path) -> None:
         seconds = elapsed + time.monotonic() - started
         if step % 50 == 0 or step == recipe.steps:
             log.append(
-                {"step": step, "seconds": round(seconds, 1), **{k: round(float(v), 4) for k, v in parts.items()}}
+                {"step": step, "seconds": round(seconds, 1), **{k: round(v.item(), 4) for k, v in parts.items()}}
             )
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 network.eval()

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -143,6 +144,13 @@ def test_share_of_hidden_units_is_p(p):
     agreement = np.mean([np.mean(a == b) for a, b in zip(hidden[:-2:2], hidden[2::2], strict=True)])
     chance = p**2 + (1 - p) ** 2
     assert abs(agreement - chance) < 4 * math.sqrt(chance * (1 - chance) / (199 * 96)) * 2
+
+
+def test_perturbations_share_no_stretch_of_random_numbers():
+    masks = [hidden for _, hidden in draw_masks(Partition.of(np.arange(300)[None]), 6, 0.5, 0, "u")]
+    for first, second in itertools.combinations(masks, 2):
+        for shift in range(1, 60):
+            assert 0.3 < np.mean(first[shift:] == second[:-shift]) < 0.7
 
 
 def test_masks_depend_on_seed_name_and_index_alone():

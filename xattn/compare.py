@@ -67,6 +67,10 @@ def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2
     if how not in REDUCTIONS:
         raise ValueError(f"There is no reduction {how!r}: choose one of {', '.join(REDUCTIONS)}.")
     tokens, frames, mels = saliency.shape
+    if not 0 <= steps * window - frames < window:
+        raise ValueError(
+            f"{steps} steps of {window} frames do not fit {frames} frames: give the model's own subsampling."
+        )
     padded = np.pad(saliency, ((0, 0), (0, steps * window - frames), (0, 0)), mode="edge")
     windows = padded.reshape(tokens, steps, window, mels)
     if how == "2d_max":
@@ -118,6 +122,12 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
     attention = with_means(maps.cross_attention)
     normalised = frame_wise(attention.values)
     flat = normalised.reshape(*normalised.shape[:2], -1)
+    if not flat.any(axis=-1).all():
+        layer, head = np.argwhere(~flat.any(axis=-1))[0] + 1
+        raise ValueError(
+            f"The attention of layer {layer}, head {head} to {maps.utterance} never changes, so it correlates with "
+            "nothing: check the model, or leave the utterance out."
+        )
     rho = stats.pearsonr(flat, saliency.reshape(1, 1, -1), axis=-1).statistic
     return attention.isel(token=0, step=0, drop=True).copy(data=rho).rename("rho")
 

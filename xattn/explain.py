@@ -90,13 +90,24 @@ def explain_corpus(
 
     settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
     """
+    sources = {setting.partition("-")[0] for setting in settings}
+    foreign = next((u for u in utterances if {u.language} != sources), None)
+    if foreign is not None:
+        raise ValueError(
+            f"Utterance {foreign.id} is spoken in {foreign.language!r}, but not all of the settings "
+            f"{', '.join(settings)} start from it: explain one source language at a time."
+        )
     targets = [setting.rpartition("-")[2] for setting in settings]
     started, done = time.monotonic(), 0
     for number, utterance in enumerate(utterances, start=1):
         keys = {
             setting: store.key_of(
                 asdict(replace(occlusion, batch_size=1))
-                | {"weights": model.weights_hash, "audio": utterance.sha256, "utterance": utterance.id}
+                | {
+                    "weights": model.weights_hash,
+                    "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
+                    "utterance": utterance.id,
+                }
                 | {"setting": setting, "code": code_hash()}
             )
             for setting in settings

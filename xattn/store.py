@@ -84,9 +84,9 @@ def load_texts(path: Path, key: str) -> dict[str, list[str]]:
         return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return stored["texts"] if stored[KEY] == key else {}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
-    return stored["texts"] if stored[KEY] == key else {}
 
 
 def _open(path: Path) -> xr.Dataset:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -258,12 +259,8 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
-        # transformers would redraw every matrix with one small deviation, with which a Conformer does not train.
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
-            if module.padding_idx is not None:
-                nn.init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, nn.Linear):
+        # Only the encoder's modules come here: transformers' decoder has initialised itself by then.
+        if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -328,7 +325,18 @@ class ConformerModel:
                     "such as data/models/base, or train one with `make train`."
                 )
         logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
-        network = ConformerForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        try:
+            network, report = ConformerForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / 'model.safetensors'} is damaged ({error}): fetch or train it again."
+            ) from error
+        absent = sorted(report["missing_keys"])
+        if absent:
+            raise ValueError(f"{folder / 'model.safetensors'} lacks {', '.join(absent)}: fetch or train it again.")
+        network = network.to(device).eval()
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
         return cls(network, tokenizer, folder.name, weights_hash(folder / "model.safetensors"))
 
