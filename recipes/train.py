@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from xattn.audio import cmvn
-from xattn.corpus import load_corpus
+from xattn.corpus import Utterance, load_corpus
 from xattn.models.conformer import (
     ConformerConfig,
     ConformerForConditionalGeneration,
     ConformerModel,
     subsampled,
 )
-from xattn.quality import transcribe, wer
+from xattn.quality import bleu, transcribe, wer
 
 BOS, PAD, EOS = 0, 1, 2  # <s> doubles as the CTC blank: the decoder never emits it
 CHECKPOINT_SECONDS = 60.0
+OTHER = {"en": "it", "it": "en"}  # the language that each is translated into
 LENGTH_STEP = 8  # frames; utterances end with at least 10 frames of silence
 
 
@@ -191,6 +192,22 @@ def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
     )
 
 
+def validate(
+    model: ConformerModel, dev: dict[str, list[Utterance]], features: dict[str, list[Tensor]], translate: bool
+) -> dict[str, float]:
+    """WER, and BLEU where the model translates, on the dev part of every language."""
+    scores = {}
+    for language, utterances in dev.items():
+        output = transcribe(model, features[language], language)
+        scores[f"dev_wer_{language}"] = round(wer([u.transcript for u in utterances], output, language), 2)
+        if translate:
+            output = transcribe(model, features[language], OTHER[language])
+            scores[f"dev_bleu_{language}-{OTHER[language]}"] = round(
+                bleu([u.translation for u in utterances], output), 2
+            )
+    return scores
+
+
 def save_whole(state: dict, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -227,13 +244,13 @@ def train(recipe: Recipe, data: Path) -> None:
         features, table = training.batch(training.batches[order[place]])
         features = [spec_augment(item, generator) for item in features]
         translated = np.zeros(len(table), dtype=bool)
-        if recipe.translation_from is not None and step >= recipe.translation_from:
+        translating = recipe.translation_from is not None and step >= recipe.translation_from
+        if translating:
             translated = generator.random(len(table)) < 0.5
         transcripts = [torch.tensor(ids) for ids in tokenizer.encode(list(table.transcript))]
         translations = [torch.tensor(ids) for ids in tokenizer.encode(list(table.translation))]
         targets = [b if t else a for a, b, t in zip(transcripts, translations, translated, strict=True)]
-        other = {"en": "it", "it": "en"}
-        written = [other[own] if t else own for own, t in zip(table.language, translated, strict=True)]
+        written = [OTHER[own] if t else own for own, t in zip(table.language, translated, strict=True)]
         network.train()
         parts = losses(network, recipe, features, transcripts, targets, [model.prompt(w) for w in written])
         for group in optimizer.param_groups:
@@ -250,10 +267,7 @@ def train(recipe: Recipe, data: Path) -> None:
             )
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 network.eval()
-                for language in recipe.languages:
-                    output = transcribe(model, dev_features[language], language)
-                    score = wer([u.transcript for u in dev[language]], output, language)
-                    log[-1][f"dev_wer_{language}"] = round(score, 2)
+                log[-1] |= validate(model, dev, dev_features, translate=translating)
             print(f"{recipe.name}: " + ", ".join(f"{key} {value}" for key, value in log[-1].items()), flush=True)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}

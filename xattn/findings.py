@@ -20,6 +20,9 @@ def correlations(maps: Iterable[xr.Dataset]) -> xr.DataArray:
     return xr.concat(values, "utterance").transpose("source", "utterance", "layer", "head")
 
 
+POSITIVE = (0.0, np.inf)
+
+
 def verdict(low: float, high: float, expected: tuple[float, float]) -> str:
     """ "holds" if the interval lies in the expected range, "does not hold" if it lies outside it, else "undecided"."""
     if expected[0] <= low and high <= expected[1]:
@@ -40,39 +43,49 @@ def judge(samples: dict[str, xr.DataArray], tables: dict[str, pd.DataFrame]) -> 
         finding, where, statistic, value, low, high (95 % interval), n, expected_low, expected_high, verdict.
     """
     rows = []
-
-    def add(finding: str, where: str, statistic: str, interval: tuple, n: int, expected: tuple[float, float]) -> None:
-        rows.append((finding, where, statistic, *interval, n, *expected, verdict(*interval[1:], expected)))
-
-    positive = (0.0, np.inf)
     for pair, rho in samples.items():
         n = rho.sizes["utterance"]
         single = rho.sel(source="input").drop_sel(layer=MEAN, head=MEAN)  # (utterance, layer, head)
         layers = rho.sel(source="input", head=MEAN).drop_sel(layer=MEAN)
         overall = rho.sel(layer=MEAN, head=MEAN)  # (source, utterance)
         gain = overall.sel(source="input") - single.mean(["layer", "head"])
-        add("averages beat single heads", pair, "overall average minus mean single head", *_of(gain), n, positive)
+        rows.append(
+            _row("averages beat single heads", pair, "overall average minus mean single head", _of(gain), n, POSITIVE)
+        )
         half = layers.sizes["layer"] // 2
         later = layers.isel(layer=slice(half, None)).mean("layer") - layers.isel(layer=slice(half)).mean("layer")
-        add("later layers are best", pair, "second half of the layers minus first half", *_of(later), n, positive)
-        best = layers.isel(layer=int(layers.mean("utterance").argmax()))
+        rows.append(
+            _row("later layers are best", pair, "second half of the layers minus first half", _of(later), n, POSITIVE)
+        )
+        best = layers.isel(layer=int(layers.mean("utterance").argmax("layer")))
         typical = (0.45, 0.64)
         statistic = "rho(CA, SM^X) of the best layer or overall average"
         strongest = max((best, overall.sel(source="input")), key=lambda values: float(values.mean()))
-        add("about half of the input's relevance", pair, statistic, *_of(strongest), n, typical)
+        rows.append(_row("about half of the input's relevance", pair, statistic, _of(strongest), n, typical))
         mixing = overall.sel(source="encoder") - overall.sel(source="input")
         statistic = "rho(CA, SM^H) minus rho(CA, SM^X)"
-        add("encoder saliency correlates more", pair, statistic, *_of(mixing), n, positive)
-        add("context mixing is 0.03 to 0.18", pair, statistic, *_of(mixing), n, (0.03, 0.18))
+        rows.append(_row("encoder saliency correlates more", pair, statistic, _of(mixing), n, POSITIVE))
+        rows.append(_row("context mixing is 0.03 to 0.18", pair, statistic, _of(mixing), n, (0.03, 0.18)))
         share = rho.sel(source="encoder", head=MEAN).drop_sel(layer=MEAN)
-        share = share.isel(layer=int(share.mean("utterance").argmax()))
+        share = share.isel(layer=int(share.mean("utterance").argmax("layer")))
         strongest = max((share, overall.sel(source="encoder")), key=lambda values: float(values.mean()))
         statistic = "rho(CA, SM^H) of the best layer or overall average"
-        add("52 to 75 % of the encoder's saliency", pair, statistic, *_of(strongest), n, (0.52, 0.75))
+        rows.append(_row("52 to 75 % of the encoder's saliency", pair, statistic, _of(strongest), n, (0.52, 0.75)))
     rows += _between(samples)
     rows += _from_tables(tables)
     columns = ["finding", "where", "statistic", "value", "low", "high", "n", "expected_low", "expected_high", "verdict"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _row(
+    finding: str,
+    where: str,
+    statistic: str,
+    interval: tuple[float, float, float],
+    n: int,
+    expected: tuple[float, float],
+) -> tuple:
+    return finding, where, statistic, *interval, n, *expected, verdict(*interval[1:], expected)
 
 
 def _of(values: xr.DataArray) -> tuple[float, float, float]:
@@ -87,20 +100,14 @@ def _between(samples: dict[str, xr.DataArray]) -> list[tuple]:
         model, setting = pair.split("/")
         english = overall.get(f"{model}/en")
         if english is not None and setting != "en":
-            where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
             interval = _difference(english.values, values.values)
-            row = ("English recognition above other settings", where, statistic, *interval, values.size, 0.0, np.inf)
-            rows.append((*row, verdict(*interval[1:], (0.0, np.inf))))
+            where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
+            finding = "English recognition above other settings"
+            rows.append(_row(finding, where, statistic, interval, values.size, POSITIVE))
         large = overall.get(f"large/{setting}")
         if model == "small" and large is not None:
-            interval = _of(large - values)
-            row = (
-                "scale matters little",
-                f"small and large, {setting}",
-                "rho(CA, SM^X) of large minus small",
-                *interval,
-            )
-            rows.append((*row, values.size, -0.05, 0.05, verdict(*interval[1:], (-0.05, 0.05))))
+            where, statistic = f"small and large, {setting}", "rho(CA, SM^X) of large minus small"
+            rows.append(_row("scale matters little", where, statistic, _of(large - values), values.size, (-0.05, 0.05)))
     return rows
 
 
@@ -128,8 +135,7 @@ def _from_tables(tables: dict[str, pd.DataFrame]) -> list[tuple]:
     ]
     rows = []
     for finding, better, worse, statistic in comparisons:
-        low, high = better.low - worse.high, better.high - worse.low
+        interval = (better.area - worse.area, better.low - worse.high, better.high - worse.low)
         where, what = f"{better.model}/{better.setting}", f"deletion area, {statistic}"
-        judged = verdict(low, high, (0.0, np.inf))
-        rows.append((finding, where, what, better.area - worse.area, low, high, int(better.n), 0.0, np.inf, judged))
+        rows.append(_row(finding, where, what, interval, int(better.n), POSITIVE))
     return rows

@@ -1,0 +1,110 @@
+"""Deletion, insertion and size against hand-worked cases; the reference's own numbers are in test_golden.py."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xattn import store
+from xattn.faithfulness import (
+    PERCENT,
+    area,
+    areas,
+    corpus_capped_wer,
+    deletion_curves,
+    masked_inputs,
+    ranking,
+    sentence_maps,
+    size,
+    sizes,
+    spread,
+    utterance_capped_wer,
+)
+
+
+def test_equal_cells_rank_by_their_place():
+    assert ranking(np.array([[2.0, 1.0], [1.0, 3.0]])).tolist() == [1, 2, 0, 3]
+
+
+def test_deletion_takes_the_top_cells_and_insertion_leaves_them():
+    features = torch.arange(1.0, 21.0).view(4, 5)
+    order = ranking(features.numpy())
+    deleted, inserted = masked_inputs(features, order), masked_inputs(features, order, insertion=True)
+    for row, percent in enumerate(PERCENT):
+        k = 20 * percent // 100
+        top = features > 20 - k
+        assert torch.equal(deleted[row] == 0, top)
+        assert torch.equal(inserted[row] == 0, ~top)
+    assert torch.equal(features, torch.arange(1.0, 21.0).view(4, 5))
+
+
+def test_a_map_on_steps_spreads_over_frames_and_bands():
+    steps = np.array([[1.0, 2.0, 3.0]])
+    cells = spread(steps, frames=10, mels=2, window=4)
+    assert cells.shape == (1, 10, 2)
+    assert cells[0, :, 1].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+def test_areas_of_known_curves():
+    assert area(np.full(21, 100.0)) == pytest.approx(100.0)
+    assert area(PERCENT.astype(float)) == pytest.approx(50.0)
+
+
+def test_the_two_caps_differ_where_an_output_runs_on():
+    references, hypotheses = ["a b", "c d"], ["a b", "x x x x x x"]
+    assert corpus_capped_wer(references, hypotheses) == 100.0  # 6 edits, 4 words
+    assert utterance_capped_wer(references, hypotheses) == 50.0
+    assert corpus_capped_wer(["", "a"], ["x", "a"]) == 100.0
+    assert corpus_capped_wer([""], [""]) == 0.0
+
+
+def test_areas_score_each_map_and_bound_them():
+    rows = []
+    for utterance in range(4):
+        for kind, broken_from in (("early", 10), ("late", 90)):
+            for percent in PERCENT:
+                text = "one two" if percent < broken_from else "nine ten"
+                rows.append((f"u{utterance}", kind, int(percent), "One, two.", text))
+    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+    points, summary = areas(curves, "corpus-capped WER", "it", resamples=20)
+    found = summary.set_index("map").area
+    assert found["early"] == pytest.approx(92.5)  # 0 at 5 %, 100 from 10 % on
+    assert found["late"] == pytest.approx(12.5)
+    assert (summary.low == summary.high).all() and (summary.n == 4).all()
+    assert points.query("map == 'early' and percent == 5").score.item() == 0.0
+    assert points.query("map == 'early' and percent == 10").score.item() == 100.0
+
+
+def test_sentence_maps_are_those_asked_for(made):
+    maps = made.maps()
+    kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "random"]
+    found = sentence_maps(maps, kinds)
+    assert list(found) == kinds
+    shape = (maps.sizes["time"], maps.sizes["mel"])
+    assert {sentence.shape for sentence in found.values()} == {shape}
+    assert np.array_equal(found["energy"], maps.features.values)
+    for kind in ("CA", "SM^H", "SM^X 2d_max"):
+        assert (np.ptp(found[kind], axis=1) == 0).all()  # the same for all bands
+    assert np.array_equal(found["random"], sentence_maps(maps, ["random"])["random"])
+    with pytest.raises(ValueError, match="no map 'loud'"):
+        sentence_maps(maps, ["loud"])
+
+
+def test_curves_are_decoded_once(model, utterances, tmp_path, monkeypatch):
+    from xattn.explain import explain
+
+    maps = explain(model, utterances[0], input_masks=6, encoder_masks=6).assign_attrs({store.KEY: "k"})
+    curves = deletion_curves(model, [maps], ["CA", "random"], tmp_path)
+    assert len(curves) == 2 * len(PERCENT)
+    whole = curves[curves.percent == 0].hypothesis
+    assert (whole == maps.hypothesis).all()
+    monkeypatch.setattr(type(model), "generate", lambda *_: pytest.fail("decoded again"))
+    pd.testing.assert_frame_equal(deletion_curves(model, [maps], ["CA", "random"], tmp_path), curves)
+
+
+def test_size_of_known_maps(made):
+    _, half = size(np.array([[0.0, 1.0]]))
+    assert half == pytest.approx(51.25)  # every cell at threshold 0, half of them from 0.05 to 1
+    table = sizes([made.maps(), made.maps(seed=1, utterance="made-2")])
+    assert table.metric.tolist() == ["size"] and table.n.item() == 2
+    assert 0 < table.low.item() <= table.value.item() <= table.high.item() < 100
