@@ -45,7 +45,7 @@ class Occlusion:
     input_p: float = 0.5
     encoder_p: float = 0.7
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int = 16
 
     def __post_init__(self):
         for name in ("input_p", "encoder_p"):
