@@ -65,11 +65,6 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
     return map(load, paths)
 
 
-def contents(folder: str | Path) -> list[tuple[str, str]]:
-    """The models and settings that `folder` holds maps of."""
-    return sorted({path.parts[-3:-1] for path in Path(folder).glob("*/*/[!.]*.zarr")})
-
-
 def save_texts(texts: dict[str, list[str]], path: Path, key: str) -> None:
     """Write decoded texts beside the maps they came from, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
