@@ -25,7 +25,7 @@ IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lab data train clean
+.PHONY: help setup reproduce verify accept test lab data train clean
 
 help:  ## what there is to do (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,12 @@ setup: $(READY)  ## the environment: .venv with the locked versions, unless one 
 
 reproduce: $(READY)  ## every table and figure of PROFILE, to figures/PROFILE; a second call does only what changed
 	@"$(PY)" -m xattn.reproduce notebooks/profiles/$(PROFILE).yaml
+
+verify: $(READY)  ## the committed numbers of PROFILE against a fresh run in figures/fresh
+	@"$(PY)" -m xattn.verify notebooks/profiles/$(PROFILE).yaml
+
+accept: $(READY)  ## renews the committed numbers of PROFILE from a fresh run, on purpose
+	@"$(PY)" -m xattn.verify notebooks/profiles/$(PROFILE).yaml --accept
 
 test: $(READY)  ## lint, format and tests
 	@"$(PY)" -m ruff check

@@ -39,6 +39,7 @@ TITLES = {"CA": "Cross-attention, CA", "SM^X": "Input saliency, SM$^X$", "SM^H":
 
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) -> None:
     """Write a figure as stem.png (and stem.svg), the same bytes for the same content, and close it."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
     for suffix in formats:
         with matplotlib.rc_context(STYLE):
             metadata = {"Date": None} if suffix == "svg" else {"Software": None}

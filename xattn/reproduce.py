@@ -175,10 +175,11 @@ def recorded(copy: Path) -> dict:
     return {}
 
 
-def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS) -> list[Job]:
+def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figures: str = "figures") -> list[Job]:
     """The executions a profile asks for, in order, each with what it depends on and whether it is current."""
-    output = root / "figures" / profile["profile"]
-    common = {**profile, "output": f"figures/{profile['profile']}", "maps": f"figures/{profile['profile']}/maps"}
+    folder = f"{figures}/{profile['profile']}"
+    output = root / folder
+    common = {**profile, "output": folder, "maps": f"{folder}/maps"}
     common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
     code = [digest_files(root / "xattn", "**/*.py"), versions()]
     contents = {profile["data"]: digest_files(root / profile["data"], "*")}
@@ -273,13 +274,20 @@ def provenance(profile: dict, jobs: list[Job], root: Path) -> dict:
     }
 
 
-def run(path: Path, *, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, dry_run: bool = False) -> None:
+def run(
+    path: Path,
+    *,
+    root: Path = ROOT,
+    steps: tuple[Step, ...] = STEPS,
+    figures: str = "figures",
+    dry_run: bool = False,
+) -> None:
     """Bring figures/<profile> up to date. ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest."""
     start = time.perf_counter()
     profile = load_profile(path, root)
-    jobs = plan(profile, root, steps)
+    jobs = plan(profile, root, steps, figures)
     stale = [job for job in jobs if job.stale]
-    output = f"figures/{profile['profile']}"
+    output = f"{figures}/{profile['profile']}"
     if dry_run:
         for job in jobs:
             print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""))

@@ -1,0 +1,52 @@
+"""Comparison of committed tables with fresh ones, and their renewal."""
+
+import pandas as pd
+import pytest
+
+from xattn.verify import accept, compare, differences
+
+TABLE = pd.DataFrame({"model": ["base", "base"], "rho": [0.4, 0.5], "low": [0.3, float("nan")], "n": [16, 16]})
+
+
+def test_equal_tables_do_not_differ():
+    assert differences(TABLE, TABLE.copy()) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "differs"),
+    [("rho", 0.409, False), ("rho", 0.411, True), ("low", 0.32, True), ("n", 15, True), ("model", "small", True)],
+)
+def test_each_column_has_its_tolerance(column, value, differs):
+    fresh = TABLE.copy()
+    fresh[column] = fresh[column].where(fresh.index != 0, value)
+    found = differences(TABLE, fresh)
+    assert bool(found) is differs
+    if differs:
+        assert len(found) == 1 and found[0].startswith(f"row 2, {column}: {value} instead of ")
+
+
+def test_areas_may_move_by_more_than_correlations():
+    table = pd.DataFrame({"map": ["CA"], "area": [60.0], "low": [50.0], "high": [70.0]})
+    assert differences(table, table.assign(area=61.5)) == []
+    assert len(differences(table, table.assign(area=62.5))) == 1
+
+
+def test_missing_rows_columns_and_files_are_told(tmp_path):
+    assert len(differences(TABLE, TABLE.head(1))) == 1
+    assert len(differences(TABLE, TABLE.drop(columns="n"))) == 1
+    committed, fresh = tmp_path / "committed", tmp_path / "fresh"
+    fresh.mkdir()
+    assert compare(committed, fresh) == [f"there are no tables in {committed}: make them with `make accept`"]
+    TABLE.to_csv(fresh / "tab3.csv", index=False)
+    assert compare(committed, fresh) == [f"tab3.csv: only in {fresh}"]
+
+
+def test_accepted_files_verify(tmp_path):
+    committed, fresh = tmp_path / "committed", tmp_path / "fresh"
+    (fresh / "maps").mkdir(parents=True)
+    TABLE.to_csv(fresh / "tab3.csv", index=False)
+    accept(committed, fresh)
+    assert [path.name for path in committed.iterdir()] == ["tab3.csv"]
+    assert compare(committed, fresh) == []
+    TABLE.assign(rho=[0.1, 0.5]).to_csv(fresh / "tab3.csv", index=False)
+    assert compare(committed, fresh) == ["tab3.csv: row 2, rho: 0.1 instead of 0.4"]

@@ -1,0 +1,86 @@
+"""Committed numbers against a fresh run: `python -m xattn.verify PROFILE.yaml [--accept]`.
+
+The fresh run goes to figures/fresh/<profile>, so that neither it nor its maps touch what is committed. Every table of
+the profile is compared with the committed one, row by row, within TOLERANCE; --accept replaces the committed files by
+the fresh ones on purpose.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from xattn.reproduce import ROOT, NotebookFailed, load_profile, run
+
+FRESH = "figures/fresh"
+# Largest absolute difference that another machine's arithmetic may make; a column of numbers not named is exact.
+TOLERANCE = {"rho": 0.01, "value": 2.0, "area": 2.0, "low": 2.0, "high": 2.0}
+RHO_TOLERANCE = {"value": 0.01, "low": 0.01, "high": 0.01}  # in tables whose intervals are those of correlations
+
+
+def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
+    """Where a fresh table departs from the committed one by more than its tolerance; empty where it does not."""
+    if list(committed.columns) != list(fresh.columns) or len(committed) != len(fresh):
+        return [f"{len(fresh)} rows of {', '.join(fresh)} instead of {len(committed)} of {', '.join(committed)}"]
+    tolerance = TOLERANCE | (RHO_TOLERANCE if "rho" in committed else {})
+    found = []
+    for column in committed:
+        old, new = committed[column], fresh[column]
+        if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
+            wrong = ~np.isclose(old, new, rtol=0, atol=tolerance.get(column, 0.0), equal_nan=True)
+        else:
+            wrong = (old.astype(str) != new.astype(str)).to_numpy()
+        found += [f"row {row + 2}, {column}: {new[row]} instead of {old[row]}" for row in np.flatnonzero(wrong)]
+    return found
+
+
+def compare(committed: Path, fresh: Path) -> list[str]:
+    """Every difference between the tables of two folders, each with its file."""
+    names = sorted({path.name for folder in (committed, fresh) for path in folder.glob("*.csv")})
+    if not names:
+        return [f"there are no tables in {committed}: make them with `make accept`"]
+    found = []
+    for name in names:
+        if not ((committed / name).is_file() and (fresh / name).is_file()):
+            found.append(f"{name}: only in {committed if (committed / name).is_file() else fresh}")
+        else:
+            found += [f"{name}: {text}" for text in differences(*(pd.read_csv(d / name) for d in (committed, fresh)))]
+    return found
+
+
+def accept(committed: Path, fresh: Path) -> None:
+    """Replace the committed tables, pictures and provenance by the fresh ones."""
+    for path in (path for path in fresh.iterdir() if path.is_file()):
+        committed.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, committed / path.name)
+
+
+def main() -> int:
+    """Exit code 0: every number agrees, or was accepted; 1: some differ or a notebook failed; 2: wrong input."""
+    parser = argparse.ArgumentParser(prog="python -m xattn.verify", description=__doc__.splitlines()[0])
+    parser.add_argument("profile", type=Path, help="the YAML file of a profile")
+    parser.add_argument("--accept", action="store_true", help="replace the committed files by the fresh ones")
+    arguments = parser.parse_args()
+    try:
+        name = load_profile(arguments.profile)["profile"]
+        run(arguments.profile, figures=FRESH)
+    except (ValueError, FileNotFoundError, NotebookFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NotebookFailed) else 2
+    committed, fresh = ROOT / "figures" / name, ROOT / FRESH / name
+    if arguments.accept:
+        accept(committed, fresh)
+        print(f"figures/{name} now holds the fresh run; commit it if the change is meant.")
+        return 0
+    found = compare(committed, fresh)
+    for line in found:
+        print(line)
+    print(f"figures/{name}: {len(found)} numbers differ; `make accept` renews them." if found else f"{name} verified.")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
