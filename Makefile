@@ -47,6 +47,7 @@ setup: $(READY)  ## the environment: .venv with the locked versions, unless one 
 	@.venv/bin/python -c '$(IS_RECENT)' 2>/dev/null || "$(RECENT)" -m venv --clear .venv
 	@.venv/bin/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' requirements.txt)" $(TORCH)
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 reproduce: $(READY)  ## every table and figure of PROFILE, to figures/PROFILE; a second call does only what changed
