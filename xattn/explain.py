@@ -100,18 +100,13 @@ def explain_corpus(
     targets = [setting.rpartition("-")[2] for setting in settings]
     started, done = time.monotonic(), 0
     for number, utterance in enumerate(utterances, start=1):
-        keys = {
-            setting: store.key_of(
-                asdict(replace(occlusion, batch_size=1))
-                | {
-                    "weights": model.weights_hash,
-                    "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
-                    "utterance": utterance.id,
-                }
-                | {"setting": setting, "code": code_hash()}
-            )
-            for setting in settings
+        origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size does not change the numbers
+            "weights": model.weights_hash,
+            "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
+            "utterance": utterance.id,
+            "code": code_hash(),
         }
+        keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
         paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
         if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
             continue
