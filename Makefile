@@ -75,5 +75,5 @@ train: $(READY)  ## the mini models, trained again
 	@"$(PY)" -m recipes.train
 	@"$(PY)" -m recipes.card
 
-clean:  ## removes the executed notebooks and maps of PROFILE, nothing else
-	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps
+clean:  ## removes the executed notebooks, maps and fresh runs of PROFILE, nothing else
+	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps figures/fresh/$(PROFILE)

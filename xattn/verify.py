@@ -78,7 +78,10 @@ def main() -> int:
     found = compare(committed, fresh)
     for line in found:
         print(line)
-    print(f"figures/{name}: {len(found)} numbers differ; `make accept` renews them." if found else f"{name} verified.")
+    if found:
+        print(f"figures/{name} differs in the {len(found)} places above: mend the cause, or renew it by `make accept`.")
+    else:
+        print(f"figures/{name} agrees with a fresh run.")
     return 1 if found else 0
 
 
