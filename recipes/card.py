@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from recipes.synthesise import PUNCTUATION
 from recipes.train import RECIPES, Recipe, named_recipes
 from xattn.corpus import load_corpus
 from xattn.models import load_model
@@ -30,7 +31,7 @@ torch {torch}) |
 | weights | float16, computed with in float32; hash {weights} |
 | licence | Apache-2.0 |
 
-`training_log.csv` has the losses and the dev WER along the way.
+`training_log.csv` has the losses along the way and, where it was measured, the dev WER.
 
 ## Word error rate on test
 
@@ -63,7 +64,7 @@ def write_card(recipe: Recipe, data: Path) -> None:
         tables += [by(table, column, language) for column in ("language", "SNR (dB)", "voice")]
     card = CARD.format(
         **vars(recipe) | {"languages": ", ".join(recipe.languages)},
-        types=len({word.strip(".,?").lower() for text in texts for word in text.split()}),
+        types=len({word.strip(PUNCTUATION).lower() for text in texts for word in text.split()}),
         parameters=sum(parameter.numel() for parameter in model.network.parameters()) / 1e6,
         sentences=len(training),
         hours=training.frames.sum() / 360_000,

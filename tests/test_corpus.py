@@ -258,3 +258,26 @@ def test_own_recording_of_any_rate(tmp_path):
     assert utterance.audio().shape == (SAMPLE_RATE,)
     with pytest.raises(FileNotFoundError, match="There is no audio file"):
         utterance_from_file(tmp_path / "absent.wav", "en")
+
+
+@pytest.mark.parametrize(
+    ("samples", "subtype", "what"),
+    [
+        (np.zeros(12_800, np.int16), "PCM_16", "is silent"),
+        (np.full(12_800, np.nan, np.float32), "FLOAT", "not finite"),
+        (np.zeros(0, np.int16), "PCM_16", "lasts 0.000 s where the manifest says 0.800 s"),
+    ],
+)
+def test_a_spoilt_recording_is_told_by_its_row(folder, samples, subtype, what):
+    soundfile.write(folder.path / "audio/en1.wav", samples, SAMPLE_RATE, subtype=subtype)
+    folder.set(2, "sha256", "")
+    folder.set(2, "audio", "audio/en1.wav")
+    with pytest.raises(ValueError, match=rf"manifest\.csv row 2 \(id en1\): .*{what}.*: .+"):
+        load_corpus(folder.path)[0].audio()
+
+
+def test_a_recording_cut_short_is_told_by_its_row(folder):
+    path = folder.path / "audio/en1.flac"
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(ValueError, match=r"manifest\.csv row 2 \(id en1\): .*en1\.flac .*: restore the file"):
+        load_corpus(folder.path)[0].audio()

@@ -250,10 +250,17 @@ def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, 
 def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys, monkeypatch):
     occlusion = Occlusion(**SMALL)
     explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    first = next((tmp_path / "tiny" / "en").iterdir())
+    first = next((tmp_path / "tiny" / "en").glob("*.zarr"))
     before = first.stat().st_mtime_ns
     capsys.readouterr()
     calls = counted(model, monkeypatch, "encode")
     explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
     assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
     assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
+
+
+def test_a_smaller_run_leaves_the_rest_of_a_larger_one_out(model, utterances, tmp_path):
+    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
+    explain_corpus(model, utterances[1:], ["en"], tmp_path, Occlusion(**SMALL | {"seed": 5}))
+    (only,) = store.load_all(tmp_path, "tiny", "en")
+    assert (only.utterance, only.seed) == ("en-test-1", 5)

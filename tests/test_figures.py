@@ -74,11 +74,11 @@ def test_panels_show_the_normalised_maps(made):
         # The rows of every panel are drawn in their own standard deviations.
         np.testing.assert_allclose(image.get_array(), zscore(values, axis=1, ddof=1), rtol=1e-4, atol=1e-5)
         assert image.get_clim() == (0, SATURATION)
-        assert image.get_extent() == pytest.approx((0, 0.24, 3.5, -0.5))  # six steps of 40 ms, token 0 on top
+        assert image.get_extent() == pytest.approx((0.0075, 0.2475, 3.5, -0.5))  # six steps of 40 ms
     for axes in spectrograms:
         (image,) = axes.images
         assert np.array_equal(image.get_array(), maps.features.values.T)
-        assert image.get_extent() == pytest.approx((0, 0.22, 0, 8)) and image.origin == "lower"
+        assert image.get_extent() == pytest.approx((0.0075, 0.2275, 0, 8)) and image.origin == "lower"
 
 
 def test_the_reduction_is_the_one_asked_for(made):
@@ -104,7 +104,7 @@ def test_labels_are_the_tokens_and_the_words(made):
             ("sleeps", pytest.approx(0.16)),
         ]
     for axes in (*spectrograms, *maps_axes):
-        assert [line.get_xdata()[0] for line in axes.lines] == [0.0, 0.05, 0.12]
+        assert [line.get_xdata()[0] for line in axes.lines] == [0.0, 0.05, 0.12, 0.2]
     assert not panels(heatmaps(made.maps()))[0][0].texts
 
 

@@ -26,7 +26,9 @@ def test_each_column_has_its_tolerance(column, value, differs):
 
 
 def test_areas_may_move_by_more_than_correlations():
-    table = pd.DataFrame({"map": ["CA"], "area": [60.0], "low": [50.0], "high": [70.0]})
+    table = pd.DataFrame(
+        {"map": ["CA"], "metric": ["corpus-capped WER"], "area": [60.0], "low": [50.0], "high": [70.0]}
+    )
     assert differences(table, table.assign(area=61.5)) == []
     assert len(differences(table, table.assign(area=62.5))) == 1
 
@@ -50,3 +52,9 @@ def test_accepted_files_verify(tmp_path):
     assert compare(committed, fresh) == []
     TABLE.assign(rho=[0.1, 0.5]).to_csv(fresh / "tab3.csv", index=False)
     assert compare(committed, fresh) == ["tab3.csv: row 2, rho: 0.1 instead of 0.4"]
+
+
+def test_a_table_may_hold_both_kinds_of_numbers():
+    table = pd.DataFrame({"quantity": ["deletion", "rho"], "value": [77.5, 0.43], "low": [69.0, 0.4], "n": [16, 16]})
+    assert differences(table, table.assign(value=[78.5, 0.435])) == []
+    assert differences(table, table.assign(value=[77.5, 0.10])) == ["row 3, value: 0.1 instead of 0.43"]

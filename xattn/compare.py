@@ -19,7 +19,7 @@ def mean_std(*maps: np.ndarray) -> list[np.ndarray]:
     Each map has shape (token, ...). Cells that are NaN count as absent and become 0, and so does every cell of a map
     without spread, where the reference leaves rounding residue.
     """
-    return [_standardise(values, axis=tuple(range(1, values.ndim)), ddof=1) for values in maps]
+    return [_standardise(values, axis=tuple(range(1, values.ndim))) for values in maps]
 
 
 def min_max(*maps: np.ndarray) -> list[np.ndarray]:
@@ -44,16 +44,16 @@ def frame_wise(attention: np.ndarray) -> np.ndarray:
 
     attention: (..., token, step); a step whose weight never changes becomes 0.
     """
-    return _standardise(attention, axis=(-2,), ddof=1)
+    return _standardise(attention, axis=(-2,))
 
 
-def _standardise(values: np.ndarray, axis: tuple[int, ...], ddof: int) -> np.ndarray:
+def _standardise(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
     values = values.astype(np.float64)
     # Compared exactly, because the rounding of a constant map's mean would leave a spread to divide by.
     spread = np.nanmax(values, axis=axis, keepdims=True) > np.nanmin(values, axis=axis, keepdims=True)
     centred = values - np.nanmean(values, axis=axis, keepdims=True)
     present = (~np.isnan(values)).sum(axis=axis, keepdims=True)
-    deviation = np.sqrt(np.nansum(centred**2, axis=axis, keepdims=True) / np.maximum(present - ddof, 1))
+    deviation = np.sqrt(np.nansum(centred**2, axis=axis, keepdims=True) / np.maximum(present - 1, 1))
     return np.nan_to_num(np.divide(centred, deviation, out=np.zeros_like(centred), where=spread & (deviation > 0)))
 
 
@@ -123,7 +123,8 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
     normalised = frame_wise(attention.values)
     flat = normalised.reshape(*normalised.shape[:2], -1)
     if not flat.any(axis=-1).all():
-        layer, head = np.argwhere(~flat.any(axis=-1))[0] + 1
+        row, column = np.argwhere(~flat.any(axis=-1))[0]
+        layer, head = attention.layer.values[row], attention["head"].values[column]
         raise ValueError(
             f"The attention of layer {layer}, head {head} to {maps.utterance} never changes, so it correlates with "
             "nothing: check the model, or leave the utterance out."

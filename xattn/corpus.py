@@ -58,9 +58,14 @@ class Utterance:
             ValueError: the audio of a corpus is not at 16 kHz, or its length or hash disagrees with the manifest; or
                 as `load_audio`.
         """
-        if self.manifest is not None:
-            self._check_audio()
-        return load_audio(self.audio_path)
+        if self.manifest is None:
+            return load_audio(self.audio_path)
+        where = f"{self.manifest} row {self.row} (id {self.id})"
+        self._check_audio(where)
+        try:
+            return load_audio(self.audio_path)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def reference(self, setting: str) -> str:
         """The text a model should produce: the transcript for "en" or "it" (ASR), the translation for "en-it" (ST).
@@ -85,8 +90,7 @@ class Utterance:
             raise ValueError(f"Utterance {self.id} has no {kind}, which the setting {setting!r} needs: add it first.")
         return text
 
-    def _check_audio(self) -> None:
-        where = f"{self.manifest} row {self.row} (id {self.id})"
+    def _check_audio(self, where: str) -> None:
         header = _header(self.audio_path, where)
         if header.samplerate != SAMPLE_RATE:
             raise ValueError(
@@ -99,7 +103,10 @@ class Utterance:
                 f"{self.duration:.3f} s: restore the file or correct the column 'duration'."
             )
         if self.sha256 and header.subtype == "PCM_16":
-            samples, _ = soundfile.read(self.audio_path, dtype="int16")
+            try:
+                samples, _ = soundfile.read(self.audio_path, dtype="int16")
+            except soundfile.LibsndfileError as error:
+                raise ValueError(f"{where}: {self.audio_path} is damaged ({error}): restore the file.") from error
             if hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest() != self.sha256:
                 raise ValueError(
                     f"{where}: {self.audio_path} is not the audio the manifest was made for (its SHA-256 differs): "

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from xattn.segments import slic_pyramid
 def code_hash() -> str:
     """Hash of the source files that determine the maps' numbers."""
     folder = Path(__file__).parent
-    names = ("attention.py", "audio.py", "explain.py", "occlusion.py", "segments.py")
+    names = ("attention.py", "audio.py", "corpus.py", "explain.py", "occlusion.py", "segments.py")
     files = [*(folder / name for name in names), *sorted((folder / "models").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
@@ -100,11 +101,12 @@ def explain_corpus(
     targets = [setting.rpartition("-")[2] for setting in settings]
     started, done = time.monotonic(), 0
     for number, utterance in enumerate(utterances, start=1):
-        origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size does not change the numbers
+        origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
             "weights": model.weights_hash,
             "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
             "utterance": utterance.id,
             "code": code_hash(),
+            "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
         }
         keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
         paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
@@ -120,6 +122,8 @@ def explain_corpus(
             f"{seconds / done:.1f} s an utterance, {left:.0f} s left",
             flush=True,
         )
+    for setting in settings:
+        store.save_index([utterance.id for utterance in utterances], folder, model.name, setting)
 
 
 def explain_targets(

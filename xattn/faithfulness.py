@@ -89,7 +89,7 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
 
 
 def deletion_curves(
-    model: S2TModel, stored: Iterable[xr.Dataset], kinds: Sequence[str], cache: Path, insertion: bool = False
+    model: S2TModel, stored: Iterable[xr.Dataset], kinds: Sequence[str], folder: Path, insertion: bool = False
 ) -> pd.DataFrame:
     """Decode every utterance again at every percentage of PERCENT, its cells deleted in the order of each map.
 
@@ -97,7 +97,7 @@ def deletion_curves(
         model: whose maps `stored` are.
         stored: datasets of one setting.
         kinds: of maps, see `sentence_maps`.
-        cache: folder for the outputs, one file an utterance; what is there is not decoded again.
+        folder: for the outputs, one file an utterance; what is there is not decoded again.
         insertion: keep the top cells and delete the others instead.
 
     Returns:
@@ -106,7 +106,7 @@ def deletion_curves(
     rows = []
     for maps in stored:
         key = store.key_of({"maps": maps.attrs[store.KEY], "insertion": insertion, "code": _code_hash()})
-        path = cache / f"{maps.model}-{maps.setting}-{maps.utterance}-{'insertion' if insertion else 'deletion'}.json"
+        path = folder / f"{maps.model}-{maps.setting}-{maps.utterance}-{'insertion' if insertion else 'deletion'}.json"
         texts = store.load_texts(path, key)
         missing = [kind for kind in kinds if kind not in texts]
         for kind, sentence in sentence_maps(maps, missing).items():
@@ -158,7 +158,8 @@ def areas(curves: pd.DataFrame, metric: str, language: str, resamples: int = 200
 
 
 def _code_hash() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    files = [Path(__file__), Path(__file__).with_name("compare.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def area(scores: np.ndarray, percent: np.ndarray = PERCENT) -> float:

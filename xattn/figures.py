@@ -87,29 +87,42 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
                 axes[0, column].set_yticks([])
                 axes[1, column].set_yticks([])
             axes[1, column].set_xlabel("time (s)")
-        bar = figure.colorbar(image, ax=axes[1], extend="max", pad=0.01, aspect=30)
+        bar = figure.colorbar(image, ax=axes[1], extend="both", pad=0.01, aspect=30)
         bar.set_label("standard deviations above the row's mean")
     return figure
 
 
 def _map(axes: Axes, panel: np.ndarray, maps: xr.Dataset, words: Sequence[Word]):
-    width = maps.subsampling * float(np.diff(maps.time.values[:2])[0])  # seconds a step covers
+    start, hop = _time_axis(maps)
+    width = maps.subsampling * hop  # seconds a step covers
     image = axes.imshow(
         panel,
         aspect="auto",
         interpolation="nearest",
         cmap=MAP_COLOURS,
         norm=Normalize(0, SATURATION),
-        extent=(0, width * panel.shape[1], len(panel) - 0.5, -0.5),
+        extent=(start, start + width * panel.shape[1], len(panel) - 0.5, -0.5),
     )
-    for word in words:
-        axes.axvline(word.start, color="white", linewidth=0.5, alpha=0.6)
+    axes.set_xlim(start, start + hop * maps.sizes["time"])
+    for edge in _edges(words):
+        axes.axvline(edge, color="white", linewidth=0.5, alpha=0.6)
     return image
+
+
+def _time_axis(maps: xr.Dataset) -> tuple[float, float]:
+    """Seconds at which the first frame's cell begins, drawn about its centre, and how long a cell lasts."""
+    hop = float(np.diff(maps.time.values[:2])[0])
+    return float(maps.time.values[0]) - hop / 2, hop
+
+
+def _edges(words: Sequence[Word]) -> list[float]:
+    """Where words begin and end, each time once."""
+    return sorted({time for word in words for time in (word.start, word.end)})
 
 
 def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
     features = maps.features.values
-    hop = float(np.diff(maps.time.values[:2])[0])
+    start, hop = _time_axis(maps)
     axes.imshow(
         features.T,
         aspect="auto",
@@ -117,10 +130,11 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
         cmap="Greys",
         vmin=-1.5,
         vmax=3,
-        extent=(0, hop * len(features), 0, features.shape[1]),
+        extent=(start, start + hop * len(features), 0, features.shape[1]),
     )
+    for edge in _edges(words):
+        axes.axvline(edge, color="#1f5a8c", linewidth=0.6)
     for word in words:
-        axes.axvline(word.start, color="#1f5a8c", linewidth=0.6)
         axes.text(
             (word.start + word.end) / 2, features.shape[1] + 3, word.word, rotation=90, ha="center", va="bottom", size=7
         )

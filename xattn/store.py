@@ -12,6 +12,7 @@ import xarray as xr
 from xattn.occlusion import expand
 
 KEY = "key"
+INDEX = "utterances.json"
 
 
 def key_of(parameters: dict) -> str:
@@ -51,18 +52,27 @@ def load(path: Path) -> xr.Dataset:
     return expand(_open(path).load())
 
 
+def save_index(utterances: list[str], folder: str | Path, model: str, setting: str) -> None:
+    """Record which utterances a run of a model and setting covers, so that those of an earlier run stay out of it."""
+    path = Path(folder) / model / setting / INDEX
+    temporary = path.with_name(f".{INDEX}.{os.getpid()}")
+    temporary.write_text(json.dumps(utterances), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
-    """The maps of every utterance of a model and setting, in the order of their ids, read one at a time.
+    """The maps of the last finished run of a model and setting, in the order of its utterances, read one at a time.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there was none.
     """
-    paths = sorted((Path(folder) / model / setting).glob("[!.]*.zarr"))
-    if not paths:
+    index = Path(folder) / model / setting / INDEX
+    if not index.is_file():
         raise FileNotFoundError(
             f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first."
         )
-    return map(load, paths)
+    utterances = json.loads(index.read_text(encoding="utf-8"))
+    return (load(path_of(folder, model, setting, utterance)) for utterance in utterances)
 
 
 def save_texts(texts: dict[str, list[str]], path: Path, key: str) -> None:

@@ -1,7 +1,7 @@
 """Committed numbers against a fresh run: `python -m xattn.verify PROFILE.yaml [--accept]`.
 
 The fresh run goes to figures/fresh/<profile>, so that neither it nor its maps touch what is committed. Every table of
-the profile is compared with the committed one, row by row, within TOLERANCE; --accept replaces the committed files by
+the profile is compared with the committed one, row by row, within a tolerance; --accept replaces the committed files by
 the fresh ones on purpose.
 """
 
@@ -16,21 +16,28 @@ import pandas as pd
 from xattn.reproduce import ROOT, NotebookFailed, load_profile, run
 
 FRESH = "figures/fresh"
-# Largest absolute difference that another machine's arithmetic may make; a column of numbers not named is exact.
-TOLERANCE = {"rho": 0.01, "value": 2.0, "area": 2.0, "low": 2.0, "high": 2.0}
-RHO_TOLERANCE = {"value": 0.01, "low": 0.01, "high": 0.01}  # in tables whose intervals are those of correlations
+# Largest absolute difference that another machine's arithmetic may make: correlations lie between -1 and 1, areas,
+# sizes, WER and BLEU between 0 and 100. Every other number is exact.
+CORRELATION, PERCENTAGE = 0.01, 2.0
+MEASURED = ("rho", "value", "area", "low", "high")
+PERCENTAGES = ("deletion", "WER", "BLEU", "chrF", "size")  # how a row says that its numbers are percentages
 
 
 def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
     """Where a fresh table departs from the committed one by more than its tolerance; empty where it does not."""
     if list(committed.columns) != list(fresh.columns) or len(committed) != len(fresh):
         return [f"{len(fresh)} rows of {', '.join(fresh)} instead of {len(committed)} of {', '.join(committed)}"]
-    tolerance = TOLERANCE | (RHO_TOLERANCE if "rho" in committed else {})
+    described = (
+        committed[[c for c in ("quantity", "metric", "statistic") if c in committed]].astype(str).agg(" ".join, 1)
+    )
+    percentages = described.str.contains("|".join(PERCENTAGES)).to_numpy()
+    tolerance = np.where(percentages, PERCENTAGE, CORRELATION)
     found = []
     for column in committed:
         old, new = committed[column], fresh[column]
         if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
-            wrong = ~np.isclose(old, new, rtol=0, atol=tolerance.get(column, 0.0), equal_nan=True)
+            allowed = tolerance if column in MEASURED else 0.0
+            wrong = ~np.isclose(old, new, rtol=0, atol=allowed, equal_nan=True)
         else:
             wrong = (old.astype(str) != new.astype(str)).to_numpy()
         found += [f"row {row + 2}, {column}: {new[row]} instead of {old[row]}" for row in np.flatnonzero(wrong)]
