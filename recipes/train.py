@@ -59,9 +59,14 @@ class Recipe:
     seed: int = 0
 
 
+BOTH = ("en", "it")
 RECIPES = {
     recipe.name: recipe
-    for recipe in (Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=1000, steps=6000),)
+    for recipe in (
+        Recipe("base", ("en",), encoder_layers=4, decoder_layers=6, vocabulary=1000, steps=6000),
+        Recipe("small", BOTH, 4, 6, vocabulary=1500, steps=7000, translation_from=2500, d_model=144),
+        Recipe("large", BOTH, 8, 12, vocabulary=1500, steps=6000, translation_from=2200, d_model=152, warmup=800),
+    )
 }
 
 

@@ -124,7 +124,7 @@ def test_what_a_loaded_model_says_of_itself(model, tiny_folder):
     assert model.weights_hash == weights_hash(tiny_folder / "model.safetensors")
     assert (model.frame_seconds, model.subsampling) == (0.01, 4)
     assert model.prompt("it").tolist() == [5]
-    assert model.encode(features(45)).shape == (1, model.steps(45), 16) == (1, 12, 16)
+    assert model.encode(features(45)).shape == (1, 12, 16)
     ids = torch.tensor([*model.tokenizer.encode("the dog sì"), END])
     assert "".join(model.tokens(ids)) == "▁the▁dog▁sì</s>"
     assert model.text(torch.cat([model.prompt("en"), ids])) == "the dog sì"
@@ -258,3 +258,14 @@ def test_hash_of_weights_is_that_of_their_values(tiny_folder, tmp_path):
     tensors[name][3] = torch.nextafter(tensors[name][3], torch.tensor(1.0))
     save_file(tensors, copy)
     assert weights_hash(copy) != weights_hash(path)
+
+
+def test_a_decoder_without_steps_is_that_of_zeroed_states(model):
+    states = model.encode(features(70))
+    keep = (torch.rand(5, states.shape[1], generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    keep[0], keep[1] = 1.0, 0.0
+    decode = model.decoder_without_steps(states)
+    for ids in (torch.tensor([4, 10, 11, 12]), torch.tensor([5, 9])):
+        expected = model.decode(states * keep[..., None], ids)
+        assert (expected[0] - expected[1]).abs().max() > 0.1
+        torch.testing.assert_close(decode(keep, ids), expected, rtol=1e-4, atol=1e-5)

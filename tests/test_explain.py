@@ -1,4 +1,6 @@
+import math
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from xattn.models.conformer import ConformerModel
 from xattn.occlusion import Partition, draw_masks
 from xattn.segments import slic_pyramid
 
-SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5}
+SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def by_definition(model, utterance, target, place, masks, p, seed=0):
 def test_axes_and_units(maps, model, utterance):
     features = model.features(utterance.audio())
     hypothesis = model.generate(features[None], "en")[0]
-    tokens, frames, steps = len(hypothesis), len(features), model.steps(len(features))
+    tokens, frames, steps = len(hypothesis), len(features), math.ceil(len(features) / 4)
     assert tokens > 4 and steps * 4 > frames  # the last step has frames fewer than four
     assert dict(maps.sizes) | {"segment": 0} == {
         "layer": 2, "head": 2, "token": tokens, "step": steps, "time": frames, "mel": 80, "level": 3, "segment": 0,
@@ -114,7 +116,9 @@ def test_attention_is_that_of_the_forced_hypothesis(maps, model, utterance):
 
 
 def test_parameters_reach_the_masks(model, utterance):
-    changed = explain(model, utterance, input_masks=6, encoder_masks=4, input_p=0.3, encoder_p=0.4, seed=5)
+    changed = explain(
+        model, utterance, **SMALL | {"input_masks": 6, "encoder_masks": 4, "input_p": 0.3, "encoder_p": 0.4, "seed": 5}
+    )
     for place, masks, p in (("input", 6, 0.3), ("encoder", 4, 0.4)):
         expected = by_definition(model, utterance, "en", place, masks, p, seed=5)
         np.testing.assert_allclose(changed[f"{place}_saliency"], expected, rtol=1e-4, atol=1e-6)
@@ -125,6 +129,27 @@ def test_batch_size_moves_rounding_only(maps, model, utterance):
     assert np.array_equal(other.segment_count, maps.segment_count)
     for name in ("input_saliency", "encoder_saliency"):
         np.testing.assert_allclose(other[name], maps[name], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_gives_the_maps_of_float32():
+    data = Path(__file__).parents[1] / "data"
+    shipped = xattn.load_model(data / "models" / "base")
+    utterance = xattn.load_corpus(data, language="en", split="test")[3]
+    masks = {"input_masks": 48, "encoder_masks": 48}
+    exact, rounded = (explain(shipped, utterance, **masks, precision=name) for name in ("float32", "bfloat16"))
+    assert rounded.precision == "bfloat16" and exact.hypothesis == rounded.hypothesis
+    assert np.array_equal(exact.segment_count, rounded.segment_count)
+    for name in ("segment_score", "encoder_saliency"):
+        assert not np.array_equal(exact[name], rounded[name])
+        assert np.corrcoef(exact[name].values.ravel(), rounded[name].values.ravel())[0, 1] > 0.999
+
+
+def test_auto_is_decided_by_the_device(model, utterance, monkeypatch):
+    for capable, decided in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_bf16": capable})
+        assert Occlusion().on(model.device).precision == decided
+        assert Occlusion(precision="float32").on(model.device).precision == "float32"
+        assert explain(model, utterance, **SMALL | {"precision": "auto"}).precision == decided
 
 
 def test_rows_of_a_prompt_of_two_tokens_explain_no_token(model, utterance):
@@ -193,6 +218,7 @@ def test_maps_can_be_correlated(maps):
         ("input_masks", 0, "input_masks is 0: give a number of at least 1"),
         ("encoder_masks", -3, "encoder_masks is -3: give a number of at least 1"),
         ("batch_size", 0, "batch_size is 0: give a number of at least 1"),
+        ("precision", "half", "There is no precision 'half': choose one of auto, float32, bfloat16"),
     ],
 )
 def test_parameters_out_of_range(model, utterance, parameter, value, sentence):
@@ -220,10 +246,10 @@ def test_weights_that_are_not_finite(made, model, utterance, monkeypatch):
 
 
 class Untouchable:
-    """A model of which only the name and the weights' hash may be read."""
+    """A model of which only the name, the device and the weights' hash may be read."""
 
     def __init__(self, model):
-        self.name, self.weights_hash = model.name, model.weights_hash
+        self.name, self.device, self.weights_hash = model.name, model.device, model.weights_hash
 
 
 def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, capsys, monkeypatch):

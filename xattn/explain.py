@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +31,17 @@ def code_hash() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 rather than emulating it."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @dataclass(frozen=True)
 class Occlusion:
     """How a recording is perturbed.
@@ -38,6 +49,8 @@ class Occlusion:
     input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
     input_p, encoder_p: probability that a segment, or an encoder step, is hidden (0.5 and 0.7 in the paper).
     seed: together with the utterance's id it fixes every mask.
+    precision: of the perturbed passes, "float32", "bfloat16" (halves their time where the processor has it; scores
+        correlate with those of float32 at 0.9999), or "auto": bfloat16 where the device computes in it.
     batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
     """
 
@@ -46,9 +59,12 @@ class Occlusion:
     input_p: float = 0.5
     encoder_p: float = 0.7
     seed: int = 0
-    batch_size: int = 16
+    precision: str = "auto"
+    batch_size: int = 32
 
     def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"There is no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
         for name in ("input_p", "encoder_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -57,6 +73,12 @@ class Occlusion:
         for name in ("input_masks", "encoder_masks", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
+
+    def on(self, device: torch.device) -> "Occlusion":
+        """The same with precision "auto" decided for the device."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bfloat16" if has_bfloat16(device) else "float32")
 
 
 def explain(
@@ -99,6 +121,7 @@ def explain_corpus(
             f"{', '.join(settings)} start from it: explain one source language at a time."
         )
     targets = [setting.rpartition("-")[2] for setting in settings]
+    occlusion = occlusion.on(model.device)
     started, done = time.monotonic(), 0
     for number, utterance in enumerate(utterances, start=1):
         origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
@@ -131,6 +154,7 @@ def explain_targets(
 ) -> list[xr.Dataset]:
     """As `explain`, for several output languages of the same audio, which share the encoder passes."""
     started = time.monotonic()
+    occlusion = occlusion.on(model.device)
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
     states = model.encode(features[None])  # (1, S, D)
@@ -143,31 +167,33 @@ def explain_targets(
     inputs = [torch.cat([model.prompt(t), ids])[:-1] for t, ids in zip(targets, hypotheses, strict=True)]
     # The prompt may be longer than one token: rows before its last one explain no token of the hypothesis.
     rows = [slice(len(model.prompt(target)) - 1, None) for target in targets]
-    original = [model.decode(states, ids)[:, part] for ids, part in zip(inputs, rows, strict=True)]  # (1, I, V) each
-
-    def divergence(perturbed_states: torch.Tensor) -> torch.Tensor:
-        scores = [
-            kl_divergence(log_p, model.decode(perturbed_states, ids)[:, part])
-            for log_p, ids, part in zip(original, inputs, rows, strict=True)
-        ]
-        return torch.cat(scores, dim=1)  # (B, tokens of all hypotheses)
-
     spectrogram = Partition.of(slic_pyramid(features.cpu().numpy()))
-    input_scores = occlude(
-        lambda keep: divergence(model.encode(features * keep)),
-        spectrogram,
-        draw_masks(spectrogram, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
-        batch_size=occlusion.batch_size,
-        device=features.device,
-    )
     steps = Partition.of(np.arange(states.shape[1])[None])
-    encoder_scores = occlude(
-        lambda keep: divergence(states * keep[..., None]),
-        steps,
-        draw_masks(steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"),
-        batch_size=occlusion.batch_size,
-        device=features.device,
-    )
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
+        original = [model.decode(states, ids)[:, part] for ids, part in zip(inputs, rows, strict=True)]  # (1, I, V)
+
+        def divergence(decode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            scores = [
+                kl_divergence(log_p, decode(ids)[:, part])
+                for log_p, ids, part in zip(original, inputs, rows, strict=True)
+            ]
+            return torch.cat(scores, dim=1)  # (B, tokens of all hypotheses)
+
+        decode_without_steps = model.decoder_without_steps(states)
+        input_scores = occlude(
+            lambda keep: divergence(partial(model.decode, model.encode(features * keep))),
+            spectrogram,
+            draw_masks(spectrogram, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
+            batch_size=occlusion.batch_size,
+            device=features.device,
+        )
+        encoder_scores = occlude(
+            lambda keep: divergence(partial(decode_without_steps, keep)),
+            steps,
+            draw_masks(steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"),
+            batch_size=occlusion.batch_size,
+            device=features.device,
+        )
     seconds = time.monotonic() - started
     maps, start = [], 0
     for target, ids, decoder_inputs, part in zip(targets, hypotheses, inputs, rows, strict=True):

@@ -1,9 +1,11 @@
 """Speech-to-text models behind one face."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -17,6 +19,7 @@ class S2TModel(Protocol):
     name: str
     weights_hash: str
     languages: tuple[str, ...]
+    device: torch.device
     frame_seconds: float
     subsampling: int  # input frames an encoder step covers
 
@@ -26,14 +29,15 @@ class S2TModel(Protocol):
     def prompt(self, language: str) -> Tensor:
         """The decoder's first tokens for output in `language`, shape (P,)."""
 
-    def steps(self, frames: int) -> int:
-        """Number of encoder steps S for `frames` input frames."""
-
     def encode(self, features: Tensor) -> Tensor:
         """Features (B, T, F) to encoder states (B, S, D)."""
 
     def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Teacher-forced log-probabilities (B, I, V) of states (B, S, D) and one row of decoder inputs (I,)."""
+
+    def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of one utterance's states (1, S, D), a function of keep (B, S), 0 where a step is hidden and 1 elsewhere, and
+        decoder inputs (I,), that equals `decode(states * keep[..., None], inputs)`."""
 
     def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Attention weights (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""

@@ -9,6 +9,7 @@ H heads, I decoder positions, V vocabulary, L decoder layers.
 
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import GenerationMixin, PreTrainedModel, Speech2TextConfig
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, Speech2TextConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
 from transformers.utils import logging
@@ -356,10 +357,6 @@ class ConformerModel:
             )
         return torch.tensor([self.config.language_ids[language]], device=self.device)
 
-    def steps(self, frames: int) -> int:
-        """Number of encoder steps S of an input of `frames` frames; step s covers frames [4 s, 4 s + 4)."""
-        return subsampled(frames)
-
     @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:
         """Unpadded features (B, T, F) to encoder states (B, S, D)."""
@@ -374,16 +371,47 @@ class ConformerModel:
         return self._forced(states, decoder_input_ids).logits.float().log_softmax(dim=-1)
 
     @torch.inference_mode()
+    def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of keep (B, S) and decoder inputs (I,) that equals `decode(states * keep[..., None], inputs)`.
+
+        Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are.
+        """
+        prompt = self.prompt(self.languages[0])  # any decoder input: keys and values do not depend on it
+        whole, hidden = (
+            self._forced(some, prompt, use_cache=True).past_key_values.cross_attention_cache.layers
+            for some in (states, torch.zeros_like(states[:, :1]))
+        )
+
+        @torch.inference_mode()
+        def decode(keep: Tensor, decoder_input_ids: Tensor) -> Tensor:
+            kept = keep[:, None, :, None].bool()
+            memory = DynamicCache(
+                (torch.where(kept, a.keys, b.keys), torch.where(kept, a.values, b.values))
+                for a, b in zip(whole, hidden, strict=True)
+            )
+            output = self._forced(
+                states.expand(len(keep), -1, -1),
+                decoder_input_ids,
+                use_cache=True,
+                past_key_values=EncoderDecoderCache(DynamicCache(), memory),
+            )
+            return output.logits.float().log_softmax(dim=-1)
+
+        return decode
+
+    @torch.inference_mode()
     def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Cross-attention (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
         weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
         return torch.stack(weights)[:, 0]
 
-    def _forced(self, states: Tensor, decoder_input_ids: Tensor, **keywords) -> Seq2SeqLMOutput:
+    def _forced(
+        self, states: Tensor, decoder_input_ids: Tensor, use_cache: bool = False, **keywords
+    ) -> Seq2SeqLMOutput:
         return self.network(
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_input_ids=decoder_input_ids.expand(len(states), -1),
-            use_cache=False,
+            use_cache=use_cache,
             **keywords,
         )
 
