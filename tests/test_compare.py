@@ -10,6 +10,7 @@ from xattn.attention import MEAN
 from xattn.compare import (
     correlate,
     correlation_table,
+    correlations,
     frame_wise,
     mean_interval,
     mean_std,
@@ -185,7 +186,7 @@ def test_an_undefined_correlation_is_refused(made):
 
 def test_table_of_correlations(made):
     maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(4)]
-    table = correlation_table(iter(maps), "2d_avg")
+    table = correlation_table(correlations(iter(maps), "2d_avg"))
     assert table.columns.tolist() == ["model", "setting", "source", "layer", "head", "rho", "low", "high", "n"]
     assert len(table) == 3 * 3 * 4 and (table.n == 4).all()
     assert set(table.model) == {"tiny"} and set(table.setting) == {"en"}
@@ -199,7 +200,7 @@ def test_table_of_correlations(made):
                 chosen = table[(table.source == source) & (table.layer == layer) & (table["head"] == head)]
                 assert chosen.rho.item() == pytest.approx(np.mean(each))
                 assert min(each) <= chosen.low.item() <= np.mean(each) <= chosen.high.item() <= max(each)
-    single = correlation_table(maps[:1])
+    single = correlation_table(correlations(maps[:1]))
     assert (single.n == 1).all() and single.low.isna().all() and single.rho.notna().all()
 
 

@@ -66,13 +66,30 @@ def test_areas_score_each_map_and_bound_them():
                 text = "one two" if percent < broken_from else "nine ten"
                 rows.append((f"u{utterance}", kind, int(percent), "One, two.", text))
     curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
-    points, summary = areas(curves, "corpus-capped WER", "it", resamples=20)
-    found = summary.set_index("map").area
+    points, summary = areas(curves, "corpus-capped WER", "it", [("early", "late")], resamples=20)
+    assert (summary.low == summary.high).all() and (summary.n == 4).all()
+    single, (difference,) = summary[summary.minus == ""], summary[summary.minus != ""].itertuples()
+    assert (difference.map, difference.minus, difference.area) == ("early", "late", pytest.approx(80.0))
+    found = single.set_index("map").area
     assert found["early"] == pytest.approx(92.5)  # 0 at 5 %, 100 from 10 % on
     assert found["late"] == pytest.approx(12.5)
-    assert (summary.low == summary.high).all() and (summary.n == 4).all()
     assert points.query("map == 'early' and percent == 5").score.item() == 0.0
     assert points.query("map == 'early' and percent == 10").score.item() == 100.0
+
+
+def test_a_difference_of_areas_is_that_of_the_same_utterances():
+    rows = []
+    for utterance, level in enumerate((0, 40, 80)):  # hard and easy utterances, one map 5 % ahead in each
+        for kind, broken_from in (("ahead", level + 5), ("behind", level + 10)):
+            for percent in PERCENT:
+                text = "one two" if percent < broken_from else "nine ten"
+                rows.append((f"u{utterance}", kind, int(percent), "one two", text))
+    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+    _, summary = areas(curves, "corpus-capped WER", "it", [("ahead", "behind")])
+    ahead, behind, difference = summary.itertuples()
+    assert ahead.high - ahead.low > 30 and behind.high - behind.low > 30
+    assert difference.area == pytest.approx(ahead.area - behind.area) == pytest.approx(5.0)
+    assert difference.low == pytest.approx(5.0) == pytest.approx(difference.high)
 
 
 def test_sentence_maps_are_those_asked_for(made):

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from xattn.findings import correlations, judge, verdict
+from xattn.compare import correlations
+from xattn.findings import judge, verdict
 
 
 @pytest.mark.parametrize(
@@ -24,17 +25,18 @@ def test_verdict(interval, expected, said):
     assert verdict(*interval, expected) == said
 
 
-def sample(shift: float, seed: int = 0) -> xr.DataArray:
+def sample(shift: float, seed: int = 0, audio: str = "en") -> xr.DataArray:
     """Six utterances, four layers, two heads: single heads 0.2, averages 0.5 rising with the layer, SM^H 0.1 above."""
     rng = np.random.default_rng(seed)
     layers, heads = [1, 2, 3, 4, "mean"], [1, 2, "mean"]
-    values = np.full((2, 6, 5, 3), 0.2)
+    values = np.full((3, 6, 5, 3), 0.2)
     values[..., 2] = [0.40, 0.45, 0.50, 0.55, 0.55]
     values[1] += 0.1
     values += shift + rng.normal(0, 0.005, (1, 6, 1, 1))
+    values[2] = values[1] - values[0]
     coordinates = {
-        "source": ["input", "encoder"],
-        "utterance": [f"u{i}" for i in range(6)],
+        "source": ["input", "encoder", "difference"],
+        "utterance": [f"{audio}{i}" for i in range(6)],
         "layer": np.array(layers, dtype=object),
         "head": np.array(heads, dtype=object),
     }
@@ -43,21 +45,24 @@ def sample(shift: float, seed: int = 0) -> xr.DataArray:
 
 def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
     common = {"model": "base", "setting": "en", "n": 6}
-    values = {"2d_max": 50.0, "2d_avg": 50.0, "1d_max_1d_avg": 45.0} | {best: 70.0}
+    sign = 1 if best == "2d_max" else -1
     tab1 = pd.DataFrame(
-        {"reduction": k, "quantity": "deletion", "value": v, "low": v - 5, "high": v + 5, **common}
-        for k, v in values.items()
+        [
+            {"reduction": "2d_max", "minus": None, "quantity": "rho", "value": 0.4, "low": 0.3, "high": 0.5, **common},
+            {"reduction": "2d_max", "minus": "2d_avg", "quantity": "deletion", "value": 9.0 * sign, **common}
+            | dict(zip(("low", "high"), sorted((5.0 * sign, 12.0 * sign)), strict=True)),
+        ]
     )
-    areas = {"CA": 40.0, "SM^X 2d_max": 60.0, "SM^X": 62.0}
     tab6 = pd.DataFrame(
-        {"map": k, "metric": "corpus-capped WER", "area": v, "low": v - 5, "high": v + 5, **common}
-        for k, v in areas.items()
+        {"map": a, "minus": b, "metric": metric, "area": v, "low": v - 5, "high": v + 5, **common}
+        for a, b, v in (("CA", None, 40.0), ("SM^X 2d_max", "CA", 20.0), ("SM^X", "SM^X 2d_max", 2.0))
+        for metric in ("corpus-capped WER", "utterance-capped WER")
     )
     return {"tab1": tab1, "tab6": tab6}
 
 
 def test_findings_of_planted_results():
-    found = judge({"base/en": sample(0.0), "base/it": sample(-0.1, seed=1)}, tables())
+    found = judge({"base/en": sample(0.0), "base/it": sample(-0.1, seed=1, audio="it")}, tables())
     said = found.set_index(["finding", "where"]).verdict
     assert said["averages beat single heads", "base/en"] == "holds"
     assert said["later layers are best", "base/en"] == "holds"
@@ -84,3 +89,13 @@ def test_correlations_of_utterances(made):
     rho = correlations([made.maps(), made.maps(seed=1, utterance="made-2")])
     assert rho.dims == ("source", "utterance", "layer", "head")
     assert rho.sizes["utterance"] == 2 and rho.layer.values[-1] == "mean"
+    np.testing.assert_allclose(rho.sel(source="difference"), rho.sel(source="encoder") - rho.sel(source="input"))
+
+
+def test_settings_of_the_same_audio_are_compared_in_pairs():
+    pairs = {"base/en": sample(0.0), "base/en-it": sample(-0.001)}
+    narrow = judge(pairs, tables()).set_index("finding").loc["English recognition above other settings"]
+    assert narrow.verdict == "holds" and narrow.high - narrow.low < 1e-6
+    pairs["base/en-it"] = pairs["base/en-it"].assign_coords(utterance=[f"it{i}" for i in range(6)])
+    wide = judge(pairs, tables()).set_index("finding").loc["English recognition above other settings"]
+    assert wide.verdict == "undecided" and wide.value == pytest.approx(narrow.value)

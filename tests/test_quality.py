@@ -1,8 +1,9 @@
+import sys
 from collections import Counter
 
 import pytest
 
-from xattn.quality import bleu, chrf, normalise, wer
+from xattn.quality import bleu, chrf, comet, normalise, wer
 
 
 @pytest.mark.parametrize(
@@ -68,3 +69,33 @@ def test_chrf_counted_by_hand():
         precisions.append(matches / grams[1].total())
     p, r = sum(precisions) / 6, sum(recalls) / 6
     assert chrf([reference], [hypothesis]) == pytest.approx(100 * 5 * p * r / (4 * p + r))
+
+
+COMET_SCORE = """#!{python}
+# The command line and the output file of unbabel-comet 2.2, with the share of equal words for a score.
+import argparse, json, pathlib
+parser = argparse.ArgumentParser()
+for flag in ("-s", "-t", "-r", "--model", "--gpus", "--to_json"):
+    parser.add_argument(flag, required=True)
+parser.add_argument("--quiet", action="store_true")
+a = parser.parse_args()
+assert a.model == "Unbabel/wmt22-comet-da"
+src, mt, ref = (pathlib.Path(p).read_text().splitlines() for p in (a.s, a.t, a.r))
+assert src == ["the dog", "the cat sleeps"]
+scores = [sum(x == y for x, y in zip(m.split(), r.split())) / len(r.split()) for m, r in zip(mt, ref, strict=True)]
+rows = [dict(src=s, mt=m, ref=r, COMET=c) for s, m, r, c in zip(src, mt, ref, scores, strict=True)]
+pathlib.Path(a.to_json).write_text(json.dumps({{a.t: rows}}))
+"""
+
+
+def test_comet_is_asked_of_its_own_command(tmp_path, monkeypatch):
+    texts = ["the dog", "the\ncat sleeps"], ["il cane", "il gatto dorme"], ["il cane", "il cane dorme"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert comet(*texts) is None
+    command = tmp_path / "comet-score"
+    command.write_text(COMET_SCORE.format(python=sys.executable))
+    command.chmod(0o755)
+    assert comet(*texts) == pytest.approx([1.0, 2 / 3])
+    command.write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
+    with pytest.raises(RuntimeError, match=r"comet-score failed \(\['no such model'\]\): mend it or take it off"):
+        comet(*texts)

@@ -162,11 +162,11 @@ def test_maps_that_are_missing(tmp_path):
 
 def test_texts(tmp_path):
     path = tmp_path / "tiny" / "en" / "deletion.json"
-    texts = {"en-0001": ["il caffè è", ""], "en-0002": []}
-    assert store.load_texts(path, "key-1") == {}
+    texts = ["il caffè è", ""]
+    assert store.load_texts(path, "key-1") is None
     store.save_texts(texts, path, "key-1")
     assert store.load_texts(path, "key-1") == texts
-    assert store.load_texts(path, "key-2") == {}
+    assert store.load_texts(path, "key-2") is None
     assert os.listdir(path.parent) == ["deletion.json"]
     path.write_text("{half")
     with pytest.raises(ValueError, match=r"deletion\.json holds no readable texts .*: delete it and run the notebook"):

@@ -133,12 +133,10 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
     return attention.isel(token=0, step=0, drop=True).copy(data=rho).rename("rho")
 
 
-def correlation_table(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> pd.DataFrame:
-    """rho(CA, SM^X) and rho(CA, SM^H) over utterances, for every layer and head and their means.
+def correlations(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.DataArray:
+    """`correlate` for datasets of one model and setting: (source, utterance, layer, head).
 
-    maps: datasets of one model and setting. Returns a long table with the columns model, setting, source ("input",
-    "encoder", or "difference" for encoder minus input utterance by utterance), layer, head, rho (mean over utterances),
-    low, high (its 95 % interval) and n (utterances).
+    source: "input", "encoder", and "difference" for encoder minus input utterance by utterance.
     """
     rows = []
     for item in maps:
@@ -146,12 +144,19 @@ def correlation_table(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> 
         rho["difference"] = rho["encoder"] - rho["input"]
         stacked = xr.concat([value.expand_dims(source=[source]) for source, value in rho.items()], "source")
         rows.append(stacked.expand_dims(utterance=[item.utterance]))
-    model, setting = item.model, item.setting
-    rho = xr.concat(rows, "utterance").to_series()
-    grouped = rho.groupby(["source", "layer", "head"], sort=False)
+    rho = xr.concat(rows, "utterance").transpose("source", "utterance", "layer", "head")
+    return rho.assign_attrs(model=item.model, setting=item.setting)
+
+
+def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
+    """Means over utterances of `correlations`, with their 95 % intervals.
+
+    Returns a long table with the columns model, setting, source, layer, head, rho, low, high and n (utterances).
+    """
+    grouped = rho.to_series().groupby(["source", "layer", "head"], sort=False)
     summary = grouped.apply(lambda values: pd.Series(mean_interval(values), ["rho", "low", "high"])).unstack()
     table = summary.assign(n=grouped.size()).reset_index()
-    return table.assign(model=model, setting=setting)[["model", "setting", *table.columns]]
+    return table.assign(**rho.attrs)[["model", "setting", *table.columns]]
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -97,24 +97,23 @@ def deletion_curves(
         model: whose maps `stored` are.
         stored: datasets of one setting.
         kinds: of maps, see `sentence_maps`.
-        folder: for the outputs, one file an utterance; what is there is not decoded again.
+        folder: for the outputs, one file an utterance and map; what is there is not decoded again.
         insertion: keep the top cells and delete the others instead.
 
     Returns:
         long table: utterance, map, percent, reference, hypothesis.
     """
-    rows = []
+    rows, name = [], "insertion" if insertion else "deletion"
     for maps in stored:
         key = store.key_of({"maps": maps.attrs[store.KEY], "insertion": insertion, "code": _code_hash()})
-        path = folder / f"{maps.model}-{maps.setting}-{maps.utterance}-{'insertion' if insertion else 'deletion'}.json"
-        texts = store.load_texts(path, key)
-        missing = [kind for kind in kinds if kind not in texts]
+        paths = {kind: folder / maps.model / maps.setting / f"{maps.utterance}-{name}-{kind}.json" for kind in kinds}
+        texts = {kind: store.load_texts(path, key) for kind, path in paths.items()}
+        missing = [kind for kind in kinds if texts[kind] is None]
         for kind, sentence in sentence_maps(maps, missing).items():
             inputs = masked_inputs(torch.from_numpy(maps.features.values), ranking(sentence), insertion)
             outputs = model.generate(inputs.to(model.device), maps.setting.rpartition("-")[2])
             texts[kind] = [model.text(ids) for ids in outputs]
-        if missing:
-            store.save_texts(texts, path, key)
+            store.save_texts(texts[kind], paths[kind], key)
         rows += [
             (maps.utterance, kind, int(percent), maps.reference, text)
             for kind in kinds
@@ -123,16 +122,26 @@ def deletion_curves(
     return pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
 
 
-def areas(curves: pd.DataFrame, metric: str, language: str, resamples: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
+def areas(
+    curves: pd.DataFrame,
+    metric: str,
+    language: str,
+    differences: Sequence[tuple[str, str]] = (),
+    resamples: int = 200,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score `deletion_curves` with a metric of METRICS: the curves, and the area under each with its interval.
 
     Texts are normalised as for the WER (`language` is the output's), except for BLEU. Deletion is better the higher
     the area of a WER and the lower that of BLEU.
 
+    Args:
+        differences: pairs of maps, the area of the first minus that of the second in the same resampled utterances.
+
     Returns:
-        long tables: map, percent, score; and map, metric, area, low, high (95 % bootstrap over utterances), n.
+        long tables: map, percent, score; and map, minus (the subtracted map, empty where none is), metric, area, low,
+        high (95 % bootstrap over utterances), n.
     """
-    points, summary = [], []
+    points, summary, resampled = [], [], {}
     for kind, part in curves.groupby("map", sort=False):
         hypotheses = part.pivot(index="utterance", columns="percent", values="hypothesis")
         references = part.groupby("utterance").reference.first().loc[hypotheses.index].tolist()
@@ -146,14 +155,17 @@ def areas(curves: pd.DataFrame, metric: str, language: str, resamples: int = 200
             return np.array([METRICS[metric](chosen, [column[row] for row in rows]) for column in columns])
 
         everything = scores(range(len(references)))
-        rng = np.random.default_rng(0)
-        resampled = [area(scores(rng.integers(len(references), size=len(references)))) for _ in range(resamples)]
-        low, high = np.percentile(resampled, [2.5, 97.5])
+        rng, n = np.random.default_rng(0), len(references)  # every map meets the same resamples
+        resampled[kind] = np.array([area(scores(rng.integers(n, size=n))) for _ in range(resamples)])
         points += [(kind, int(percent), score) for percent, score in zip(PERCENT, everything, strict=True)]
-        summary.append((kind, metric, area(everything), low, high, len(references)))
+        summary.append((kind, "", metric, area(everything), *np.percentile(resampled[kind], [2.5, 97.5]), n))
+    single = {row[0]: row[3] for row in summary}
+    for first, second in differences:
+        interval = np.percentile(resampled[first] - resampled[second], [2.5, 97.5])
+        summary.append((first, second, metric, single[first] - single[second], *interval, n))
     return (
         pd.DataFrame(points, columns=["map", "percent", "score"]),
-        pd.DataFrame(summary, columns=["map", "metric", "area", "low", "high", "n"]),
+        pd.DataFrame(summary, columns=["map", "minus", "metric", "area", "low", "high", "n"]),
     )
 
 

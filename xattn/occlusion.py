@@ -113,21 +113,23 @@ def occlude(
         batch_size: perturbations scored at once; it affects rounding only.
     """
     labels = torch.from_numpy(partition.labels).to(device)
-    sums, counts = None, np.zeros(partition.units, dtype=np.int64)
+    # Everything stays in torch: numpy's matrix product has threads of its own, which would fight the model's.
+    sums, counts = None, torch.zeros(partition.units, dtype=torch.float64, device=device)
     batch: list[tuple[int, np.ndarray]] = []
 
     def flush() -> None:
         nonlocal sums
-        hidden = np.zeros((len(batch), partition.units), dtype=bool)
+        bits = np.zeros((len(batch), partition.units), dtype=bool)
         for row, (level, units) in enumerate(batch):
-            hidden[row, partition.bounds[level] : partition.bounds[level + 1]] = units
-        kept = torch.from_numpy(~hidden).to(device)
-        keep = torch.stack([kept[row][labels[level]] for row, (level, _) in enumerate(batch)])  # (B, *cells)
-        scores = score(keep.float()).double().cpu().numpy()  # (B, I)
-        if not np.isfinite(scores).all():
+            bits[row, partition.bounds[level] : partition.bounds[level + 1]] = units
+        hidden = torch.from_numpy(bits).to(device)
+        keep = torch.stack([~hidden[row][labels[level]] for row, (level, _) in enumerate(batch)])  # (B, *cells)
+        scores = score(keep.float()).double()  # (B, I)
+        if not scores.isfinite().all():
             raise FloatingPointError("The model gave a score that is not finite: check its weights and the recording.")
+        hidden = hidden.double()
         sums = scores.T @ hidden + (0.0 if sums is None else sums)
-        counts[:] += hidden.sum(axis=0)
+        counts.add_(hidden.sum(dim=0))
 
     for mask in masks:
         batch.append(mask)
@@ -138,4 +140,4 @@ def occlude(
         flush()
     if sums is None:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
-    return UnitScores(sums, counts)
+    return UnitScores(sums.cpu().numpy(), counts.cpu().numpy().astype(np.int64))

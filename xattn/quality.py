@@ -1,7 +1,12 @@
-"""How good a model's output is: word error rate after Whisper's text normaliser, BLEU and chrF."""
+"""How good a model's output is: word error rate after Whisper's text normaliser, BLEU, chrF and, where it is, COMET."""
 
+import json
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
 
 import jiwer
 import numpy as np
@@ -12,6 +17,7 @@ from torch import Tensor
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from xattn.compare import mean_interval
 from xattn.corpus import Utterance
 from xattn.models import S2TModel
 
@@ -51,6 +57,38 @@ def chrf(references: list[str], hypotheses: list[str]) -> float:
     return sacrebleu.corpus_chrf(hypotheses, [references]).score
 
 
+def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> list[float] | None:
+    """COMET of each segment (Unbabel/wmt22-comet-da) by its own command, `comet-score`; None where it is not installed.
+
+    The library's versions of numpy and transformers exclude ours, so it lives in an environment of its own
+    (`pipx install unbabel-comet`); at its first call it fetches its model.
+    """
+    command = shutil.which("comet-score")
+    if command is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for flag, texts in (("-s", sources), ("-t", hypotheses), ("-r", references)):
+            files[flag] = Path(folder, f"texts{flag}")
+            files[flag].write_text("".join(" ".join(text.split()) + "\n" for text in texts), encoding="utf-8")
+        output = Path(folder, "scores.json")
+        arguments = [str(part) for item in files.items() for part in item]
+        result = subprocess.run(
+            [
+                *(command, *arguments, "--quiet", "--gpus", str(int(torch.cuda.is_available()))),
+                *("--model", "Unbabel/wmt22-comet-da", "--to_json", str(output)),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode or not output.is_file():
+            raise RuntimeError(
+                f"comet-score failed ({result.stderr.strip().splitlines()[-1:]}): mend it or take it off the PATH."
+            )
+        (segments,) = json.loads(output.read_text(encoding="utf-8")).values()
+        return [segment["COMET"] for segment in segments]
+
+
 def transcribe(model: S2TModel, features: Sequence[Tensor], language: str, batch_size: int = 16) -> list[str]:
     """Beam-search output in `language` of many utterances, features (T, F) each, in batches of similar length."""
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
@@ -65,7 +103,7 @@ def transcribe(model: S2TModel, features: Sequence[Tensor], language: str, batch
 
 
 def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str) -> pd.DataFrame:
-    """Decode utterances and score the output: WER for recognition ("en"), BLEU and chrF for translation ("en-it").
+    """Decode utterances and score the output: WER for recognition; BLEU, chrF and COMET for translation ("en-it").
 
     Returns a long table with the columns model, setting, metric, value, low, high (95 % bootstrap over utterances) and
     n.
@@ -81,4 +119,7 @@ def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str
         scores = [score([references[i] for i in sample], [hypotheses[i] for i in sample]) for sample in resampled]
         low, high = np.percentile(scores, [2.5, 97.5])
         rows.append((model.name, setting, metric, score(references, hypotheses), low, high, n))
+    segments = comet([u.transcript for u in utterances], references, hypotheses) if "-" in setting else None
+    if segments is not None:
+        rows.append((model.name, setting, "COMET", *mean_interval(segments), n))
     return pd.DataFrame(rows, columns=["model", "setting", "metric", "value", "low", "high", "n"])

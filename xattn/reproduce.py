@@ -13,14 +13,23 @@ import re
 import sys
 import time
 import tomllib
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
+from xattn.explain import PRECISIONS
+
 ROOT = Path(__file__).resolve().parents[1]
+AT_ONCE = min(2, os.cpu_count() or 1)  # two notebooks of half the threads each lose less time than one with all
+
+
+def table(name: str) -> tuple[str, ...]:
+    """The files of a table: long, in the paper's arrangement, and as a picture."""
+    return f"{name}.csv", f"{name}.md", f"{name}.png"
 
 
 @dataclass(frozen=True)
@@ -34,27 +43,34 @@ class Step:
     parameters: tuple[str, ...]
     outputs: tuple[str, ...]  # {model} and {setting} stand for each that the step was run with
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # steps to wait for, without depending on what they give
     per_source: bool = False  # once for every model and source language, not only for the profile's first
+    translations: tuple[str, ...] = ()  # outputs that are written where the profile has a translation
 
 
 LOAD = ("profile", "data", "model", "split", "device")
-READ = ("profile", "output", "maps", "data", "model", "setting")
-ALL = ("profile", "output", "maps", "pairs")
-DELETE = (*ALL, "models", "utterances", "device")
-MASKS = ("utterances", "input_masks", "encoder_masks", "input_p", "encoder_p", "seed")
+READ = ("profile", "output", "maps", "data")
+MASKS = ("utterances", "input_masks", "encoder_masks", "input_p", "encoder_p", "seed", "precision")
 MAPS = ("10_maps",)
 
 STEPS = (
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
     Step("10_maps", (*LOAD, *MASKS, "maps", "settings"), ("maps/{model}/{setting}",), per_source=True),
-    Step("21_reduction", DELETE, ("tab1.csv", "tab1.png"), needs=MAPS),
-    Step("22_quality", (*DELETE, "data", "split"), ("tab2.csv", "tab2.png"), needs=MAPS),
-    Step("23_heads_and_layers", READ, ("tab3.csv", "tab3.png"), needs=MAPS),
-    Step("24_models_and_tasks", (*ALL, "data"), ("tab4.csv", "tab4.png"), needs=MAPS),
-    Step("25_context_mixing", (*ALL, "data"), ("tab5.csv", "tab5.png"), needs=MAPS),
-    Step("26_deletion", (*DELETE, "data"), ("tab6.csv", "tab6.png"), needs=MAPS),
-    Step("30_heatmaps", READ, ("fig2.png", "fig2.svg"), needs=MAPS),
-    Step("90_findings", ALL, ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
+    Step("22_quality", (*READ, "models", "pairs", "split", "device"), table("tab2"), needs=MAPS),
+    Step("21_reduction", (*READ, "models", "pairs", "device"), table("tab1"), needs=MAPS),
+    # Both decode again with the reduced map deleted; the second finds the first one's texts.
+    Step("26_deletion", (*READ, "models", "pairs", "device"), table("tab6"), needs=MAPS, after=("21_reduction",)),
+    Step("23_heads_and_layers", (*READ, "pairs"), table("tab3"), needs=MAPS),
+    Step("24_models_and_tasks", (*READ, "pairs"), table("tab4"), needs=MAPS),
+    Step("25_context_mixing", (*READ, "pairs"), table("tab5"), needs=MAPS),
+    Step(
+        "30_heatmaps",
+        (*READ, "pairs"),
+        ("fig2.png", "fig2.svg"),
+        needs=MAPS,
+        translations=("fig2_translation.png", "fig2_translation.svg"),
+    ),
+    Step("90_findings", (*READ, "pairs"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
 )
 
 PROFILE_KEYS = {
@@ -69,6 +85,7 @@ PROFILE_KEYS = {
     "input_p": float,
     "encoder_p": float,
     "seed": int,
+    "precision": str,
     "device": str,
 }
 
@@ -88,9 +105,10 @@ class Job:
     outputs: list[Path]
     inputs: str
     stale: str
+    after: tuple[str, ...]  # names of the steps to wait for
 
 
-def load_profile(path: Path, root: Path = ROOT) -> dict:
+def load_profile(path: Path) -> dict:
     """Read and check a profile. ValueError, FileNotFoundError: one sentence naming the file and the key."""
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -114,6 +132,8 @@ def load_profile(path: Path, root: Path = ROOT) -> dict:
     for key in ("input_p", "encoder_p"):
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
+    if profile["precision"] not in PRECISIONS:
+        raise ValueError(f"{path}: precision must be one of {', '.join(PRECISIONS)}, not {profile['precision']!r}.")
     if profile["profile"] != path.stem:
         raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
     if not profile["models"] or set(profile["models"]) != set(profile["settings"]):
@@ -122,16 +142,25 @@ def load_profile(path: Path, root: Path = ROOT) -> dict:
         if not re.fullmatch(r"[\w.-]+", str(model)):
             raise ValueError(f"{path}: the model name {model!r} must be letters, digits, dots, dashes, underscores.")
         folder = profile["models"][model]
-        if not isinstance(folder, str) or not (root / folder).is_dir():
-            raise FileNotFoundError(f"{path}: the folder {folder!r} of models: {model} does not exist.")
-        if Path(folder).name != model:
+        if not isinstance(folder, str) or Path(folder).name != model:
             raise ValueError(f"{path}: models: {model} must be called as its folder, {folder!r}.")
         valid = isinstance(settings, list) and all(re.fullmatch(r"[a-z]+(-[a-z]+)?", str(s)) for s in settings)
         if not valid or not settings or len(set(settings)) < len(settings):
             raise ValueError(f"{path}: settings: {model} must list such as en or en-it, each once, not {settings!r}.")
-    if not any(p.is_file() for p in (root / profile["data"]).glob("*")):
-        raise FileNotFoundError(f"{path}: the corpus folder {profile['data']!r} does not exist or holds no manifest.")
     return profile
+
+
+def require_inputs(profile: dict, root: Path) -> None:
+    """FileNotFoundError, one sentence, where a model or the corpus of a profile is not there."""
+    for model, folder in profile["models"].items():
+        if not (root / folder).is_dir():
+            raise FileNotFoundError(
+                f"Profile {profile['profile']}: the folder {folder!r} of models: {model} does not exist; put it there."
+            )
+    if not any(p.is_file() for p in (root / profile["data"]).glob("*")):
+        raise FileNotFoundError(
+            f"Profile {profile['profile']}: the corpus folder {profile['data']!r} does not exist or holds no manifest."
+        )
 
 
 def digest(value: object) -> str:
@@ -202,13 +231,14 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
             hashes.setdefault(step.notebook, []).append(inputs)
             name = f"{step.notebook}-{model}-{settings[0].split('-')[0]}" if step.per_source else step.notebook
             copy = output / "notebooks" / f"{name}.ipynb"
-            files = [file.format(model=model, setting=setting) for file in step.outputs for setting in settings]
+            names = (*step.outputs, *(step.translations if any("-" in pair for pair in common["pairs"]) else ()))
+            files = [file.format(model=model, setting=setting) for file in names for setting in settings]
             outputs = [output / file for file in dict.fromkeys(files)]
             missing = [file.name for file in outputs if not file.exists()]
             stale = "not run yet" if not copy.exists() else f"{missing[0]} is missing" if missing else ""
             if not stale and recorded(copy).get("inputs") != inputs:
                 stale = "something it depends on has changed"
-            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale))
+            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, (*step.needs, *step.after)))
     return jobs
 
 
@@ -236,7 +266,6 @@ def execute(job: Job, root: Path) -> float:
             job.parameters,
             kernel_name="python3",
             language="python",
-            cwd=str(root),
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
@@ -257,6 +286,30 @@ def execute(job: Job, root: Path) -> float:
     os.replace(running, job.copy)
     failed.unlink(missing_ok=True)
     return seconds
+
+
+def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
+    """Run jobs in their order, up to `at_once` together, each when the steps it waits for have ended.
+
+    The first failure is raised, after the jobs that were running by then have ended.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    waiting, running, failure = list(jobs), {}, None
+    with chdir(root), ThreadPoolExecutor(at_once) as pool:
+        while running or (waiting and not failure):
+            unfinished = {job.source.stem for job in (*waiting, *running.values())}
+            ready = [job for job in waiting if not unfinished & set(job.after)]
+            for job in ready[: 0 if failure else at_once - len(running)]:
+                waiting.remove(job)
+                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {job.stale}", flush=True)
+                running[pool.submit(execute, job, root)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                failure = failure or future.exception()
+                if not future.exception():
+                    print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {future.result()} s", flush=True)
+    if failure:
+        raise failure
 
 
 def provenance(profile: dict, jobs: list[Job], root: Path) -> dict:
@@ -281,10 +334,15 @@ def run(
     steps: tuple[Step, ...] = STEPS,
     figures: str = "figures",
     dry_run: bool = False,
+    at_once: int = 1,
 ) -> None:
-    """Bring figures/<profile> up to date. ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest."""
+    """Bring figures/<profile> up to date, `at_once` notebooks at a time.
+
+    ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest.
+    """
     start = time.perf_counter()
-    profile = load_profile(path, root)
+    profile = load_profile(path)
+    require_inputs(profile, root)
     jobs = plan(profile, root, steps, figures)
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
@@ -297,9 +355,7 @@ def run(
         return
     for job in stale:
         check_parameters(job)
-    for k, job in enumerate(stale, 1):
-        print(f"[{k}/{len(stale)}] {job.name}: {job.stale}", flush=True)
-        print(f"[{k}/{len(stale)}] {job.name}: {execute(job, root)} s", flush=True)
+    execute_all(stale, root, at_once)
     text = json.dumps(provenance(profile, jobs, root), indent=2, sort_keys=True, ensure_ascii=False)
     (root / output / "provenance.json").write_text(text + "\n", encoding="utf-8")
     print(f"{output} is up to date in {time.perf_counter() - start:.0f} s:")
@@ -312,9 +368,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m xattn.reproduce", description="Run the notebooks of a profile.")
     parser.add_argument("profile", type=Path, help="the YAML file of a profile")
     parser.add_argument("--dry-run", action="store_true", help="list the steps, current or stale, and run nothing")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help=f"notebooks run together; {AT_ONCE} by default")
     arguments = parser.parse_args()
     try:
-        run(arguments.profile, dry_run=arguments.dry_run)
+        run(arguments.profile, dry_run=arguments.dry_run, at_once=max(1, arguments.at_once))
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -322,8 +379,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
+        print("Interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
+        os._exit(130)  # the threads of running notebooks would wait for them; their kernels end with this process
     return 0
 
 

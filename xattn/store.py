@@ -75,21 +75,21 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
     return (load(path_of(folder, model, setting, utterance)) for utterance in utterances)
 
 
-def save_texts(texts: dict[str, list[str]], path: Path, key: str) -> None:
-    """Write decoded texts beside the maps they came from, whole or not at all."""
+def save_texts(texts: list[str], path: Path, key: str) -> None:
+    """Write decoded texts, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps({KEY: key, "texts": texts}, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def load_texts(path: Path, key: str) -> dict[str, list[str]]:
-    """The texts stored under `key`; none where the file is absent or was made under another key."""
+def load_texts(path: Path, key: str) -> list[str] | None:
+    """The texts stored under `key`; None where the file is absent or was made under another key."""
     if not path.is_file():
-        return {}
+        return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return stored["texts"] if stored[KEY] == key else {}
+        return stored["texts"] if stored[KEY] == key else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
 

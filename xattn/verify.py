@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xattn.reproduce import ROOT, NotebookFailed, load_profile, run
+from xattn.reproduce import AT_ONCE, ROOT, NotebookFailed, load_profile, run
 
 FRESH = "figures/fresh"
 # Largest absolute difference that another machine's arithmetic may make: correlations lie between -1 and 1, areas,
@@ -73,7 +73,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         name = load_profile(arguments.profile)["profile"]
-        run(arguments.profile, figures=FRESH)
+        run(arguments.profile, figures=FRESH, at_once=AT_ONCE)
     except (ValueError, FileNotFoundError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NotebookFailed) else 2
