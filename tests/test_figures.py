@@ -10,7 +10,7 @@ from scipy.stats import zscore
 
 from xattn.attention import MEAN
 from xattn.corpus import Word
-from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, save
+from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, intervals, layer_lines, save
 
 WORDS = (Word("the", 0.0, 0.05), Word("dog", 0.05, 0.12), Word("sleeps", 0.12, 0.2))
 
@@ -25,13 +25,29 @@ def correlations(seed=0):
     rng = np.random.default_rng(seed)
     labels = [(layer, head) for layer in (1, 2, 10, MEAN) for head in (1, 2, 3, MEAN)]
     rows = [(source, *label, rng.uniform(-0.1, 0.7)) for source in ("input", "encoder") for label in labels]
-    return pd.DataFrame(rows, columns=["source", "layer", "head", "rho"]).sample(frac=1, random_state=seed)
+    table = pd.DataFrame(rows, columns=["source", "layer", "head", "rho"]).sample(frac=1, random_state=seed)
+    return table.assign(low=table.rho - 0.1, high=table.rho + 0.1)
+
+
+def long_table():
+    """Two models of unequal depth, two settings of the second, and a quantity that one setting lacks."""
+    rows = []
+    for model, setting, layers in (("base", "en", 2), ("small", "en", 3), ("small", "en-it", 3)):
+        rows += [(model, setting, "rho", layer, 0.1 * layer) for layer in range(1, layers + 1)]
+        rows.append((model, setting, "rho", MEAN, 0.4))
+        rows.append((model, setting, "BLEU" if "-" in setting else "WER", MEAN, 50.0))
+    table = pd.DataFrame(rows, columns=["model", "setting", "quantity", "layer", "value"])
+    return table.assign(low=table.value - 0.05, high=table.value + 0.05, n=16)
 
 
 FIGURES = {
     "heatmaps": lambda made: heatmaps(made.maps(), WORDS),
     "heads_and_layers": lambda made: heads_and_layers(correlations(), "tiny, en"),
     "coverage": lambda made: coverage(),
+    "intervals": lambda made: intervals(long_table(), ["model", "setting"], "quantity", "made"),
+    "layer_lines": lambda made: layer_lines(
+        long_table().query("quantity == 'rho'").rename(columns={"value": "rho"}), "made"
+    ),
 }
 
 
@@ -121,7 +137,29 @@ def test_numbers_of_a_table_are_where_they_belong():
         for text in axes.texts:
             x, y = (int(place) for place in text.get_position())
             label = tuple(int(name) if name != MEAN else name for name in (rows[y], columns[x]))
-            assert text.get_text() == f"{rho[(source, *label)]:.2f}"
+            value = rho[(source, *label)]
+            assert text.get_text() == f"{value:.2f}\n{value - 0.1:.2f} to {value + 0.1:.2f}"
     assert "X" in figure.axes[0].get_title() and "H" in figure.axes[1].get_title()
     colours = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     assert colours[0] == colours[1] == (min(0, table.rho.min()), table.rho.max())
+
+
+def test_intervals_are_drawn_where_they_belong():
+    table = long_table().query("layer == 'mean'")
+    figure = intervals(table, ["model", "setting"], "quantity", "made", {"rho": "correlation"})
+    assert figure.get_suptitle() == "made (points: 16 utterances; bars: 95 % intervals)"
+    used = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in used] == ["correlation", "WER", "BLEU"]
+    labels = [[label.get_text() for label in axes.get_yticklabels()] for axes in used]
+    assert labels == [["base en", "small en", "small en-it"], ["base en", "small en"], ["small en-it"]]
+    for axes, value in zip(used, (0.4, 50.0, 50.0), strict=True):
+        assert axes.lines[0].get_xdata().tolist() == [value] * len(axes.get_yticklabels())
+        np.testing.assert_allclose(axes.collections[0].get_segments()[0][:, 0], [value - 0.05, value + 0.05])
+
+
+def test_layers_of_models_of_unequal_depth():
+    figure = layer_lines(long_table().query("quantity == 'rho'").rename(columns={"value": "rho"}), "made")
+    assert [axes.get_title() for axes in figure.axes] == ["base", "small"]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["1", "2", "3", "mean"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["en", "en-it"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1, 0.1], [2, 0.2]])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,6 +23,7 @@ PROFILE = {
     "input_p": 0.5,
     "encoder_p": 0.7,
     "seed": 3,
+    "precision": "auto",
     "device": "cpu",
 }
 MAPS = Step("10_maps", ("maps", "model", "settings", "seed"), ("maps/base.txt",), per_source=True)
@@ -73,9 +75,7 @@ def write_profile(root, profile):
 
 def stale(root, steps=STEPS_HERE):
     """Names of the executions that are not current."""
-    return [
-        job.name for job in plan(load_profile(root / "notebooks/profiles/tiny.yaml", root), root, steps) if job.stale
-    ]
+    return [job.name for job in plan(load_profile(root / "notebooks/profiles/tiny.yaml"), root, steps) if job.stale]
 
 
 def test_only_what_changed_runs_again(root, capfd):
@@ -157,13 +157,27 @@ def test_a_corpus_makes_the_steps_that_read_it_stale(root):
 def test_maps_are_made_once_for_every_model_and_source_language(root):
     settings = {"base": ["en"], "small": ["en", "it", "en-it", "it-en"]}
     profile = {**PROFILE, "models": {"base": "models/base", "small": "models/small"}, "settings": settings}
-    jobs = plan(load_profile(write_profile(root, profile), root), root, STEPS_HERE)
+    jobs = plan(load_profile(write_profile(root, profile)), root, STEPS_HERE)
     assert [(job.name, job.parameters.get("settings")) for job in jobs] == [
         ("10_maps-base-en", ["en"]),
         ("10_maps-small-en", ["en", "en-it"]),
         ("10_maps-small-it", ["it", "it-en"]),
         ("20_table", None),
     ]
+
+
+def test_independent_notebooks_run_together_and_the_others_wait(root):
+    """Each of two map notebooks waits until the other one runs; the table waits for both."""
+    meet = (
+        "import time\nmine, other = Path(maps, settings[0]), Path(maps, {'en': 'it', 'it': 'en'}[settings[0]])\n"
+        "mine.touch()\nwhile not other.exists():\n    time.sleep(0.05)\n"
+    )
+    write_notebook(root / "notebooks/10_maps.ipynb", [*MAKE_MAPS, meet])
+    write_profile(root, {**PROFILE, "settings": {"base": ["en", "it"]}})
+    check = "assert {'en', 'it'} <= {path.name for path in Path(maps).iterdir()}"
+    write_notebook(root / "notebooks/20_table.ipynb", [*MAKE_TABLE, check])
+    run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE, at_once=2)
+    assert stale(root) == []
 
 
 def test_a_failure_keeps_the_last_good_copy(root, capfd):
@@ -209,7 +223,8 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_ru
         ({"input_masks": "2,000"}, "input_masks must be of type int, not '2,000'"),
         ({"encoder_p": 1.0}, "encoder_p is a masking probability between 0 and 1, not 1.0"),
         ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
-        ({"models": {"base": "models/bass"}}, "the folder 'models/bass' of models: base does not exist"),
+        ({"models": {"base": "model/base"}}, "the folder 'model/base' of models: base does not exist; put it there"),
+        ({"precision": "half"}, "precision must be one of auto, float32, bfloat16, not 'half'"),
         ({"models": {"base": "models/small"}}, "models: base must be called as its folder, 'models/small'"),
         ({"settings": {"bass": ["en"]}}, "models and settings must name the same models"),
         ({"settings": {"base": [False]}}, "settings: base must list such as en or en-it, each once"),
@@ -220,9 +235,9 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_ru
 def test_a_wrong_profile_ends_in_one_sentence(root, change, sentence):
     profile = {key: value for key, value in {**PROFILE, **change}.items() if value is not None}
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        load_profile(write_profile(root, profile), root)
+        run(write_profile(root, profile), root=root, steps=STEPS_HERE)
     text = str(error.value)
-    assert sentence in text and "tiny.yaml" in text and "\n" not in text and text.endswith(".")
+    assert sentence in text and "tiny" in text and "\n" not in text and text.endswith(".")
 
 
 def test_the_command_line_says_what_is_wrong_in_one_sentence():
@@ -230,10 +245,22 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: There is no profile notebooks/profiles/huge.yaml; profiles in ")
-    assert "mini, smoke" in result.stderr and result.stderr.count("\n") == 1
+    assert "full, mini, paper, smoke" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", sorted(Path("notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_profiles_are_valid(path):
+    profile = load_profile(path)
+    pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
+    assert pairs[0] == ("base", "en")  # tab1, tab3 and tab6 are of the first pair
+    if path.stem != "smoke":
+        assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", "small", "large"}
+    if path.stem in ("full", "paper"):
+        assert profile["input_masks"] == profile["encoder_masks"] == 20_000
+        assert (profile["input_p"], profile["encoder_p"]) == (0.5, 0.7)
 
 
 def test_the_steps_read_only_from_steps_before_them():
     names = [step.notebook for step in STEPS]
     assert len(set(names)) == len(names) > 0
-    assert all(need in names[:i] for i, step in enumerate(STEPS) for need in step.needs)
+    assert all(need in names[:i] for i, step in enumerate(STEPS) for need in (*step.needs, *step.after))

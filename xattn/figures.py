@@ -143,25 +143,24 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
 def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
     """Correlation of every layer and head in the paper's arrangement, one panel a saliency source.
 
-    table: long, with columns source ("input", "encoder"), layer, head (numbers and "mean") and rho.
+    table: long, with columns source ("input", "encoder"), layer, head (numbers and "mean"), rho, low and high.
     """
     sources = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
+    rows, columns = _labels(table["layer"].unique()), _labels(table["head"].unique())
+    low, high = min(0.0, table.rho[table.source.isin(sources)].min()), table.rho[table.source.isin(sources)].max()
     with matplotlib.rc_context(STYLE):
-        grids = {
-            source: table[table.source == source].pivot(index="layer", columns="head", values="rho")
-            for source in sources
-        }
-        rows, columns = (_labels(grids["input"].index), _labels(grids["input"].columns))
         figure, axes = plt.subplots(
-            1, 2, figsize=(1.6 + 1.3 * len(columns), 1.2 + 0.42 * len(rows)), layout="constrained", sharey=True
+            1, 2, figsize=(1.6 + 1.5 * len(columns), 1.2 + 0.46 * len(rows)), layout="constrained", sharey=True
         )
-        low = min(0.0, *(float(grid.min().min()) for grid in grids.values()))
-        high = max(float(grid.max().max()) for grid in grids.values())
-        for axis, (source, grid) in zip(axes, grids.items(), strict=True):
+        for axis, (source, name) in zip(axes, sources.items(), strict=True):
+            part = table[table.source == source]
+            part = part.assign(text=[_two_lines(row) for row in part.itertuples()])
+            grids = [part.pivot(index="layer", columns="head", values=v).loc[rows, columns] for v in ("rho", "text")]
             sns.heatmap(
-                grid.loc[rows, columns],
-                annot=True,
-                fmt=".2f",
+                grids[0],
+                annot=grids[1],
+                fmt="",
+                annot_kws={"size": 6.5},
                 cmap=RHO_COLOURS,
                 vmin=low,
                 vmax=high,
@@ -172,69 +171,92 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
             )
             axis.axhline(len(rows) - 1, color="black", linewidth=1)
             axis.axvline(len(columns) - 1, color="black", linewidth=1)
-            axis.set(title=sources[source], xlabel="head", ylabel="decoder layer" if axis is axes[0] else "")
+            axis.set(title=name, xlabel="head", ylabel="decoder layer" if axis is axes[0] else "")
             axis.tick_params(length=0, labelrotation=0)
         figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _labels(index: pd.Index) -> list:
-    return [*sorted(label for label in index if label != MEAN), MEAN]
+def _two_lines(row) -> str:
+    interval = f"\n{row.low:.2f} to {row.high:.2f}" if np.isfinite(row.low) else ""
+    return f"{row.rho:.2f}{interval}"
 
 
-def intervals(table: pd.DataFrame, rows: str | list[str], panels: str, title: str) -> Figure:
-    """Values with their 95 % intervals, one panel a quantity and one row an item.
+def _labels(labels: Sequence) -> list:
+    return [*sorted(label for label in labels if label != MEAN), MEAN]
 
-    table: long, with value, low, high, n, the column named by `panels` and the column or columns named by `rows`.
+
+def intervals(
+    table: pd.DataFrame, rows: str | list[str], panels: str, title: str, names: dict[str, str] | None = None
+) -> Figure:
+    """Values with their 95 % intervals, one panel a quantity, up to four side by side, and one row an item.
+
+    table: long, with value, low, high, n, the column named by `panels` and the column or columns named by `rows`; each
+    panel has the rows that have its quantity. names: titles of panels, where the quantity's own name will not do.
     """
     columns = [rows] if isinstance(rows, str) else rows
     table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1))
-    labels, names = list(dict.fromkeys(table.label)), list(dict.fromkeys(table[panels]))
+    quantities = list(dict.fromkeys(table[panels]))
+    shared = bool(table.groupby("label")[panels].nunique().eq(len(quantities)).all())
+    wide = min(4, len(quantities))
+    tall = -(-len(quantities) // wide)
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1,
-            len(names),
-            figsize=(2.2 + 2.3 * len(names), 1.2 + 0.32 * len(labels)),
-            sharey=True,
+            tall,
+            wide,
+            figsize=(1.2 + 2.9 * wide, 0.5 + tall * (0.7 + 0.32 * table.label.nunique())),
+            sharey=shared,
             squeeze=False,
             layout="constrained",
         )
-        for axis, name in zip(axes[0], names, strict=True):
-            part = table[table[panels] == name]
+        for axis, quantity in zip(axes.flat, quantities, strict=False):
+            part = table[table[panels] == quantity]
+            labels = list(dict.fromkeys(table.label if shared else part.label))
             heights = [labels.index(label) for label in part.label]
             axis.hlines(heights, part.low, part.high, color="#1f5a8c", linewidth=2, alpha=0.5)
             axis.plot(part.value, heights, "o", color="#1f5a8c", markersize=4)
             for height, value in zip(heights, part.value, strict=True):
-                axis.annotate(f"{value:.3g}", (value, height), (0, 5), textcoords="offset points", ha="center", size=7)
-            axis.set(title=name, ylim=(len(labels) - 0.4, -0.7))
+                axis.annotate(f"{value:.3g}", (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
+            axis.set(title=(names or {}).get(quantity, quantity), ylim=(len(labels) - 0.4, -0.8))
+            axis.set_yticks(range(len(labels)), labels)
             axis.margins(x=0.15)
             axis.grid(axis="x", linewidth=0.3)
-        axes[0, 0].set_yticks(range(len(labels)), labels)
+        for axis in axes.flat[len(quantities) :]:
+            axis.axis("off")
         figure.suptitle(f"{title} (points: {_counts(table)} utterances; bars: 95 % intervals)", fontsize=9)
     return figure
 
 
 def layer_lines(table: pd.DataFrame, title: str) -> Figure:
-    """Correlation of layer averages, one line a model and setting, and the mean of all layers to the right of them.
+    """Correlation of layer averages, a panel a model and a line a setting; at the right the mean of all layers.
 
     table: long, with model, setting, layer (numbers and "mean"), rho, low, high and n.
     """
+    models, settings = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.setting))
+    colours = dict(zip(settings, sns.color_palette("colorblind", len(settings)), strict=True))
     with matplotlib.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        last = max(label for label in table.layer if label != MEAN)
-        colours = sns.color_palette("colorblind", table.groupby(["model", "setting"]).ngroups)
-        for colour, ((model, setting), part) in zip(colours, table.groupby(["model", "setting"]), strict=True):
-            lines = part[part.layer != MEAN].sort_values("layer")
-            steps = lines.layer.astype(int)
-            axis.plot(steps, lines.rho, "o-", color=colour, markersize=3, label=f"{model} {setting}")
-            axis.fill_between(steps, lines.low.astype(float), lines.high.astype(float), color=colour, alpha=0.12)
-            mean = part[part.layer == MEAN].iloc[0]
-            axis.errorbar(last + 1, mean.rho, [[mean.rho - mean.low], [mean.high - mean.rho]], fmt="s", color=colour)
-        axis.set_xticks([*range(1, last + 1), last + 1], [*range(1, last + 1), MEAN])
-        axis.set(xlabel="decoder layer", ylabel=r"Pearson's $\rho$")
-        axis.set_title(f"{title} (mean of {_counts(table)} utterances; bands: 95 % intervals)")
-        axis.grid(axis="y", linewidth=0.3)
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        figure, axes = plt.subplots(
+            1, len(models), figsize=(1.6 + 2.9 * len(models), 3.4), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axis, model in zip(axes[0], models, strict=True):
+            own = table[table.model == model]
+            last = max(label for label in own.layer if label != MEAN)
+            for place, (setting, part) in enumerate(own.groupby("setting", sort=False)):
+                lines = part[part.layer != MEAN].sort_values("layer")
+                layers = lines.layer.astype(int)
+                axis.plot(layers, lines.rho, "o-", color=colours[setting], markersize=3, label=setting)
+                bounds = lines.low.astype(float), lines.high.astype(float)
+                axis.fill_between(layers, *bounds, color=colours[setting], alpha=0.12)
+                mean = part[part.layer == MEAN].iloc[0]
+                error = [[mean.rho - mean.low], [mean.high - mean.rho]]
+                axis.errorbar(last + 1 + 0.15 * place, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
+            axis.set_xticks([*range(1, last + 1), last + 1.2], [*range(1, last + 1), MEAN])
+            axis.set(xlabel="decoder layer", title=model)
+            axis.grid(axis="y", linewidth=0.3)
+        axes[0, 0].set_ylabel(r"Pearson's $\rho$")
+        handles = {line.get_label(): line for axis in axes[0] for line in axis.lines if line.get_label() in settings}
+        figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
+        figure.suptitle(f"{title} (mean of {_counts(table)} utterances; bands and bars: 95 % intervals)", fontsize=9)
     return figure
 
 

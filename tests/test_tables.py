@@ -1,0 +1,33 @@
+"""Tables as text."""
+
+import numpy as np
+import pandas as pd
+
+from xattn.tables import paper_values, save, written
+
+OURS = pd.DataFrame(
+    {"model": ["base", "small"], "rho": [0.434, -0.0449], "low": [0.4, np.nan], "high": [0.466, np.nan], "n": [16, 1]}
+)
+
+
+def test_numbers_come_with_their_interval_where_there_is_one():
+    assert written(OURS, "rho").tolist() == ["0.43 (0.40 to 0.47)", "-0.04"]
+    assert written(OURS, "rho", digits=3)[0] == "0.434 (0.400 to 0.466)"
+
+
+def test_a_table_is_markdown_under_its_caption(tmp_path):
+    table = OURS.assign(ours=written(OURS, "rho"), paper=["0.588", None]).set_index("model")[["ours", "paper", "n"]]
+    save(table, tmp_path / "tab.md", "Caption.")
+    lines = (tmp_path / "tab.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert lines[:2] == ["Caption.", ""]
+    assert cells[0] == ["model", "ours", "paper", "n"]
+    assert cells[2:] == [["base", "0.43 (0.40 to 0.47)", "0.588", "16"], ["small", "-0.04", "", "1"]]
+    wide = pd.DataFrame({("small", "en"): ["0.4"], ("small", "it"): [None]}, index=pd.Index([1], name="layer"))
+    save(wide, tmp_path / "wide.md", "Wide.")
+    assert "| layer   | small en   | small it   |" in (tmp_path / "wide.md").read_text(encoding="utf-8")
+
+
+def test_the_paper_s_numbers_we_hold():
+    values = paper_values("data", "tab6").set_index("metric").value
+    assert values.to_dict() == {"CA": 41.2, "SM^X 2d_max": 52.9, "SM^X": 91.3}

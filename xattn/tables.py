@@ -1,0 +1,28 @@
+"""Tables in the paper's arrangement, as text: our numbers with their intervals, and the paper's where we hold them."""
+
+from pathlib import Path
+
+import pandas as pd
+
+
+def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
+    """The column `value` with `low` and `high` as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
+    number = table[value].map(f"{{:.{digits}f}}".format)
+    interval = (
+        " (" + table.low.map(f"{{:.{digits}f}}".format) + " to " + table.high.map(f"{{:.{digits}f}}".format) + ")"
+    )
+    return number + interval.where(table.low.notna(), "")
+
+
+def paper_values(data: str | Path, table: str) -> pd.DataFrame:
+    """The numbers of one of the paper's tables that we hold: metric, model, setting, value, note (data/paper.csv)."""
+    return pd.read_csv(Path(data, "paper.csv")).query("table == @table").drop(columns="table")
+
+
+def save(table: pd.DataFrame, path: str | Path, caption: str) -> None:
+    """Write a table of texts as Markdown under its caption; what is missing stays empty."""
+    names = [*table.index.names, *table.columns] if table.index.names[0] else list(table.columns)
+    rows = table.reset_index() if table.index.names[0] else table
+    rows = rows.set_axis([" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names], axis=1)
+    text = rows.fillna("").to_markdown(index=False, disable_numparse=True)
+    Path(path).write_text(f"{caption}\n\n{text}\n", encoding="utf-8")
