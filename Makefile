@@ -53,11 +53,14 @@ setup: $(READY)  ## the environment: .venv with the locked versions, unless one 
 reproduce: $(READY)  ## every table and figure of PROFILE, to figures/PROFILE; a second call does only what changed
 	@"$(PY)" -m xattn.reproduce notebooks/profiles/$(PROFILE).yaml
 
-verify: $(READY)  ## the committed numbers of PROFILE against a fresh run in figures/fresh
-	@"$(PY)" -m xattn.verify notebooks/profiles/$(PROFILE).yaml
+# Both profiles that take minutes, unless one is named.
+CHECKED := $(if $(filter command environment,$(firstword $(origin PROFILE))),$(PROFILE),smoke mini)
 
-accept: $(READY)  ## renews the committed numbers of PROFILE from a fresh run, on purpose
-	@"$(PY)" -m xattn.verify notebooks/profiles/$(PROFILE).yaml --accept
+verify: $(READY)  ## the committed numbers of smoke and mini, or of PROFILE, against a fresh run in figures/fresh
+	@"$(PY)" -m xattn.verify $(CHECKED:%=notebooks/profiles/%.yaml)
+
+accept: $(READY)  ## renews the committed numbers of smoke and mini, or of PROFILE, from a fresh run, on purpose
+	@"$(PY)" -m xattn.verify --accept $(CHECKED:%=notebooks/profiles/%.yaml)
 
 test: $(READY)  ## lint, format and tests
 	@"$(PY)" -m ruff check

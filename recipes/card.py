@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 
 from recipes.synthesise import PUNCTUATION
-from recipes.train import RECIPES, Recipe, named_recipes
+from recipes.train import OTHER, RECIPES, Recipe, named_recipes
 from xattn.corpus import load_corpus
 from xattn.models import load_model
-from xattn.quality import transcribe, wer
+from xattn.quality import bleu, chrf, transcribe, wer
 
 CARD = """# mini-{name}
 
-A Conformer speech recogniser in miniature, trained from scratch on the synthetic corpus beside it. It exists to be
+A Conformer {task} in miniature, trained from scratch on the synthetic corpus beside it. It exists to be
 explained, not to be used: it knows the {types} word types of that corpus and no others.
 
 | | |
@@ -31,12 +31,12 @@ torch {torch}) |
 | weights | float16, computed with in float32; hash {weights} |
 | licence | Apache-2.0 |
 
-`training_log.csv` has the losses along the way and, where it was measured, the dev WER.
+`training_log.csv` has the losses along the way and, where they were measured, WER and BLEU on dev.
 
-## Word error rate on test
+## Quality on test
 
-Beam search with 5 beams and no repeated 5-gram, after Whisper's text normaliser, in percent; voices and sentences are
-not in the training data. {decoding}
+Beam search with 5 beams and no repeated 5-gram; voices and sentences are not in the training data. WER in percent,
+after Whisper's text normaliser; BLEU and chrF by sacrebleu. {decoding}
 
 {tables}
 """
@@ -49,21 +49,27 @@ def write_card(recipe: Recipe, data: Path) -> None:
     log = pd.read_csv(folder / "training_log.csv")
     training = pd.concat(pd.read_csv(data / "train" / f"{language}.csv") for language in recipe.languages)
     texts = [*training.transcript, *(training.translation if recipe.translation_from is not None else [])]
-    tables, seconds, utterances = [], 0.0, 0
+    tables, seconds, utterances, translated = [], 0.0, 0, recipe.translation_from is not None
     for language in recipe.languages:
         corpus = load_corpus(data, language=language, split="test")
         features = [model.features(utterance.audio()) for utterance in corpus]
+        targets = [language, OTHER[language]] if translated else [language]
         started = time.monotonic()
-        hypotheses = transcribe(model, features, language)
+        outputs = {target: transcribe(model, features, target) for target in targets}
         seconds += time.monotonic() - started
-        utterances += len(corpus)
+        utterances += len(corpus) * len(targets)
         table = pd.DataFrame(
             {"reference": u.transcript, "hypothesis": h, "voice": u.voice, "SNR (dB)": u.snr, "language": u.language}
-            for u, h in zip(corpus, hypotheses, strict=True)
+            for u, h in zip(corpus, outputs[language], strict=True)
         )
         tables += [by(table, column, language) for column in ("language", "SNR (dB)", "voice")]
+        if translated:
+            pair = [u.translation for u in corpus], outputs[OTHER[language]]
+            line = f"| {language}-{OTHER[language]} | {len(corpus)} | {bleu(*pair):.1f} | {chrf(*pair):.1f} |"
+            tables.append(f"| translation | utterances | BLEU | chrF |\n|---|---|---|---|\n{line}")
     card = CARD.format(
         **vars(recipe) | {"languages": ", ".join(recipe.languages)},
+        task="speech recogniser and translator" if translated else "speech recogniser",
         types=len({word.strip(PUNCTUATION).lower() for text in texts for word in text.split()}),
         parameters=sum(parameter.numel() for parameter in model.network.parameters()) / 1e6,
         sentences=len(training),
@@ -73,7 +79,7 @@ def write_card(recipe: Recipe, data: Path) -> None:
         cores=torch.get_num_threads(),
         torch=torch.__version__,
         weights=model.weights_hash,
-        decoding=f"{utterances} utterances took {seconds:.0f} s.",
+        decoding=f"Decoding {utterances} outputs took {seconds:.0f} s.",
         tables="\n\n".join(tables),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,5 +1,7 @@
 """Comparison of committed tables with fresh ones, and their renewal."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -40,15 +42,22 @@ def test_missing_rows_columns_and_files_are_told(tmp_path):
     fresh.mkdir()
     assert compare(committed, fresh) == [f"there are no tables in {committed}: make them with `make accept`"]
     TABLE.to_csv(fresh / "tab3.csv", index=False)
-    assert compare(committed, fresh) == [f"tab3.csv: only in {fresh}"]
+    committed.mkdir()
+    for folder, models in ((committed, {"base": "1"}), (fresh, {"base": "2"})):
+        (folder / "provenance.json").write_text(json.dumps({"data": "0", "models": models}))
+    assert compare(committed, fresh) == [
+        f"tab3.csv: only in {fresh}",
+        "provenance.json: another hash of models",
+    ]
 
 
 def test_accepted_files_verify(tmp_path):
     committed, fresh = tmp_path / "committed", tmp_path / "fresh"
     (fresh / "maps").mkdir(parents=True)
+    (fresh / "provenance.json").write_text('{"data": "0", "models": {}, "seconds": 1}')
     TABLE.to_csv(fresh / "tab3.csv", index=False)
     accept(committed, fresh)
-    assert [path.name for path in committed.iterdir()] == ["tab3.csv"]
+    assert sorted(path.name for path in committed.iterdir()) == ["provenance.json", "tab3.csv"]
     assert compare(committed, fresh) == []
     TABLE.assign(rho=[0.1, 0.5]).to_csv(fresh / "tab3.csv", index=False)
     assert compare(committed, fresh) == ["tab3.csv: row 2, rho: 0.1 instead of 0.4"]
@@ -58,3 +67,8 @@ def test_a_table_may_hold_both_kinds_of_numbers():
     table = pd.DataFrame({"quantity": ["deletion", "rho"], "value": [77.5, 0.43], "low": [69.0, 0.4], "n": [16, 16]})
     assert differences(table, table.assign(value=[78.5, 0.435])) == []
     assert differences(table, table.assign(value=[77.5, 0.10])) == ["row 3, value: 0.1 instead of 0.43"]
+
+
+def test_a_verdict_follows_from_the_numbers():
+    table = pd.DataFrame({"statistic": ["rho"], "value": [0.4], "low": [0.0001], "high": [0.5], "verdict": ["holds"]})
+    assert differences(table, table.assign(low=-0.0001, verdict="undecided")) == []

@@ -1,11 +1,12 @@
-"""Committed numbers against a fresh run: `python -m xattn.verify PROFILE.yaml [--accept]`.
+"""Committed numbers against a fresh run: `python -m xattn.verify PROFILE.yaml ... [--accept]`.
 
 The fresh run goes to figures/fresh/<profile>, so that neither it nor its maps touch what is committed. Every table of
-the profile is compared with the committed one, row by row, within a tolerance; --accept replaces the committed files by
-the fresh ones on purpose.
+the profile is compared with the committed one, row by row, within a tolerance, and so are the hashes of corpus and
+models; --accept replaces the committed files by the fresh ones on purpose.
 """
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ FRESH = "figures/fresh"
 CORRELATION, PERCENTAGE = 0.01, 2.0
 MEASURED = ("rho", "value", "area", "low", "high")
 PERCENTAGES = ("deletion", "WER", "BLEU", "chrF", "size")  # how a row says that its numbers are percentages
+HASHES = ("data", "models")  # of the provenance
 
 
 def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
@@ -33,7 +35,7 @@ def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
     percentages = described.str.contains("|".join(PERCENTAGES)).to_numpy()
     tolerance = np.where(percentages, PERCENTAGE, CORRELATION)
     found = []
-    for column in committed:
+    for column in committed.columns.drop("verdict", errors="ignore"):  # it follows from the numbers, which are compared
         old, new = committed[column], fresh[column]
         if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
             allowed = tolerance if column in MEASURED else 0.0
@@ -55,7 +57,8 @@ def compare(committed: Path, fresh: Path) -> list[str]:
             found.append(f"{name}: only in {committed if (committed / name).is_file() else fresh}")
         else:
             found += [f"{name}: {text}" for text in differences(*(pd.read_csv(d / name) for d in (committed, fresh)))]
-    return found
+    old, new = (json.loads((folder / "provenance.json").read_text(encoding="utf-8")) for folder in (committed, fresh))
+    return found + [f"provenance.json: another hash of {name}" for name in HASHES if old[name] != new[name]]
 
 
 def accept(committed: Path, fresh: Path) -> None:
@@ -68,28 +71,30 @@ def accept(committed: Path, fresh: Path) -> None:
 def main() -> int:
     """Exit code 0: every number agrees, or was accepted; 1: some differ or a notebook failed; 2: wrong input."""
     parser = argparse.ArgumentParser(prog="python -m xattn.verify", description=__doc__.splitlines()[0])
-    parser.add_argument("profile", type=Path, help="the YAML file of a profile")
+    parser.add_argument("profiles", type=Path, nargs="+", help="the YAML files of profiles")
     parser.add_argument("--accept", action="store_true", help="replace the committed files by the fresh ones")
     arguments = parser.parse_args()
-    try:
-        name = load_profile(arguments.profile)["profile"]
-        run(arguments.profile, figures=FRESH, at_once=AT_ONCE)
-    except (ValueError, FileNotFoundError, NotebookFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NotebookFailed) else 2
-    committed, fresh = ROOT / "figures" / name, ROOT / FRESH / name
-    if arguments.accept:
-        accept(committed, fresh)
-        print(f"figures/{name} now holds the fresh run; commit it if the change is meant.")
-        return 0
-    found = compare(committed, fresh)
-    for line in found:
-        print(line)
-    if found:
-        print(f"figures/{name} differs in the {len(found)} places above: mend the cause, or renew it by `make accept`.")
-    else:
-        print(f"figures/{name} agrees with a fresh run.")
-    return 1 if found else 0
+    agree = True
+    for path in arguments.profiles:
+        try:
+            name = load_profile(path)["profile"]
+            run(path, figures=FRESH, at_once=AT_ONCE)
+        except (ValueError, FileNotFoundError, NotebookFailed) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1 if isinstance(error, NotebookFailed) else 2
+        committed, fresh = ROOT / "figures" / name, ROOT / FRESH / name
+        if arguments.accept:
+            accept(committed, fresh)
+            print(f"figures/{name} now holds the fresh run; commit it if the change is meant.")
+            continue
+        found = compare(committed, fresh)
+        agree = agree and not found
+        print("\n".join(found), end="\n" if found else "")
+        verdict = "agrees with a fresh run."
+        if found:
+            verdict = f"differs in the {len(found)} places above: mend the cause, or renew it by `make accept`."
+        print(f"figures/{name} {verdict}", flush=True)
+    return 0 if agree else 1
 
 
 if __name__ == "__main__":
