@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,16 +21,7 @@ from xattn.models import S2TModel
 from xattn.occlusion import Partition, UnitScores, draw_masks, expand, kl_divergence, occlude
 from xattn.segments import slic_pyramid
 
-
-@cache
-def code_hash() -> str:
-    """Hash of the source files that determine the maps' numbers."""
-    folder = Path(__file__).parent
-    names = ("attention.py", "audio.py", "corpus.py", "explain.py", "occlusion.py", "segments.py")
-    files = [*(folder / name for name in names), *sorted((folder / "models").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
+VERSION = 2  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -95,8 +86,8 @@ def explain(
     Returns:
         cross_attention (layer, head, token, step); input_saliency (token, time, mel) = SM^X; encoder_saliency (token,
         step) = SM^H; the model's input as features (time, mel); SM^X in its compact form (segment_score,
-        segment_count, segmentation); and provenance in the attributes. Row i explains token i of the hypothesis, whose
-        last token is </s>.
+        segment_count, segmentation); every perturbation's score (input_scores, encoder_scores); and provenance in the
+        attributes. Row i explains token i of the hypothesis, whose last token is </s>.
 
     Raises:
         ValueError: a parameter out of range, a language the model does not write, or an empty hypothesis.
@@ -128,7 +119,7 @@ def explain_corpus(
             "weights": model.weights_hash,
             "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
             "utterance": utterance.id,
-            "code": code_hash(),
+            "version": VERSION,
             "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
         }
         keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
@@ -218,9 +209,10 @@ def explain_targets(
                 features.cpu().numpy(),
                 model.tokens(ids),
                 attention,
-                UnitScores(input_scores.sums[own], input_scores.counts),
+                UnitScores(input_scores.sums[own], input_scores.counts, input_scores.each[:, own]),
                 spectrogram,
-                UnitScores(encoder_scores.sums[own], encoder_scores.counts).cells(steps.labels),
+                UnitScores(encoder_scores.sums[own], encoder_scores.counts, encoder_scores.each[:, own]),
+                steps,
                 attributes,
             )
         )
@@ -232,9 +224,10 @@ def labelled(
     features: np.ndarray,
     tokens: list[str],
     attention: np.ndarray,
-    scores: UnitScores,
+    input_scores: UnitScores,
     spectrogram: Partition,
-    encoder_saliency: np.ndarray,
+    encoder_scores: UnitScores,
+    steps: Partition,
     attributes: dict,
 ) -> xr.Dataset:
     """The maps of one hypothesis as a dataset with the kit's axes; seconds are those of window centres."""
@@ -245,10 +238,12 @@ def labelled(
     dataset = xr.Dataset(
         {
             "cross_attention": (("layer", "head", "token", "step"), attention),
-            "encoder_saliency": (("token", "step"), encoder_saliency),
+            "encoder_saliency": (("token", "step"), encoder_scores.cells(steps.labels)),
             "features": (("time", "mel"), features),
-            "segment_score": (("token", "segment"), scores.sums),
-            "segment_count": (("segment",), scores.counts),
+            "input_scores": (("input_mask", "token"), input_scores.each),
+            "encoder_scores": (("encoder_mask", "token"), encoder_scores.each),
+            "segment_score": (("token", "segment"), input_scores.sums),
+            "segment_count": (("segment",), input_scores.counts),
             "segmentation": (("level", "time", "mel"), spectrogram.labels),
         },
         coords={

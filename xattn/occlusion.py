@@ -47,10 +47,11 @@ class Partition:
 @dataclass(frozen=True)
 class UnitScores:
     """What a run of perturbations gave. sums: float64 (I, K), summed scores of the perturbations that hid each unit;
-    counts: int64 (K,), how many there were."""
+    counts: int64 (K,), how many there were; each: float32 (N, I), the scores one by one, in the order of the masks."""
 
     sums: np.ndarray
     counts: np.ndarray
+    each: np.ndarray | None = None
 
     def cells(self, labels: np.ndarray) -> np.ndarray:
         """The map: mean score over the perturbations that hid a cell, at whichever level, 0 where none did.
@@ -114,7 +115,7 @@ def occlude(
     """
     labels = torch.from_numpy(partition.labels).to(device)
     # Everything stays in torch: numpy's matrix product has threads of its own, which would fight the model's.
-    sums, counts = None, torch.zeros(partition.units, dtype=torch.float64, device=device)
+    sums, counts, each = None, torch.zeros(partition.units, dtype=torch.float64, device=device), []
     batch: list[tuple[int, np.ndarray]] = []
 
     def flush() -> None:
@@ -127,6 +128,7 @@ def occlude(
         scores = score(keep.float()).double()  # (B, I)
         if not scores.isfinite().all():
             raise FloatingPointError("The model gave a score that is not finite: check its weights and the recording.")
+        each.append(scores.float().cpu().numpy())
         hidden = hidden.double()
         sums = scores.T @ hidden + (0.0 if sums is None else sums)
         counts.add_(hidden.sum(dim=0))
@@ -140,4 +142,4 @@ def occlude(
         flush()
     if sums is None:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
-    return UnitScores(sums.cpu().numpy(), counts.cpu().numpy().astype(np.int64))
+    return UnitScores(sums.cpu().numpy(), counts.cpu().numpy().astype(np.int64), np.concatenate(each))
