@@ -68,7 +68,7 @@ def write_card(recipe: Recipe, data: Path) -> None:
             line = f"| {language}-{OTHER[language]} | {len(corpus)} | {bleu(*pair):.1f} | {chrf(*pair):.1f} |"
             tables.append(f"| translation | utterances | BLEU | chrF |\n|---|---|---|---|\n{line}")
     card = CARD.format(
-        **vars(recipe) | {"languages": ", ".join(recipe.languages)},
+        **vars(recipe) | {"languages": ", ".join(recipe.languages), "steps": recipe.steps},
         task="speech recogniser and translator" if translated else "speech recogniser",
         types=len({word.strip(PUNCTUATION).lower() for text in texts for word in text.split()}),
         parameters=sum(parameter.numel() for parameter in model.network.parameters()) / 1e6,

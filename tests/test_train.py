@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from recipes import train as recipe_code
-from recipes.train import RECIPES, TrainingData, ctc_loss, learning_rate, losses, pad, spec_augment, train
+from recipes.train import (
+    RECIPES,
+    TrainingData,
+    ctc_loss,
+    inherit_encoder,
+    learning_rate,
+    losses,
+    pad,
+    spec_augment,
+    train,
+)
 from xattn.audio import cmvn
 from xattn.models import load_model
+from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
 
 TINY = replace(
     RECIPES["base"],
@@ -21,12 +32,11 @@ TINY = replace(
     encoder_layers=2,
     decoder_layers=2,
     vocabulary=40,
-    steps=6,
+    schedule=((0, 0.0), (2, 2e-3), (6, 0.0)),
     translation_from=2,
     d_model=16,
     heads=2,
     batch_frames=300,
-    warmup=2,
     dropout=0.1,
 )
 
@@ -151,10 +161,29 @@ def test_batches_hold_every_sentence_once_and_no_more_frames_than_allowed(data):
     assert any(len(rows) > 2 for rows in training.batches)
 
 
+def test_a_deeper_encoder_starts_from_a_trained_one(model, tiny_folder):
+    shallow = model.network.encoder
+    deep = ConformerForConditionalGeneration(replace_layers(model.config, 5))
+    decoder = {name: value.clone() for name, value in deep.decoder.state_dict().items()}
+    inherit_encoder(deep, tiny_folder)
+    for layer, source in enumerate((0, 0, 0, 1, 1)):
+        for name, value in deep.encoder.conformer_layers[layer].state_dict().items():
+            assert torch.equal(value, shallow.conformer_layers[source].state_dict()[name])
+    assert torch.equal(deep.encoder.subsample.conv_layers[0].weight, shallow.subsample.conv_layers[0].weight)
+    assert all(torch.equal(value, decoder[name]) for name, value in deep.decoder.state_dict().items())
+    with pytest.raises(SystemExit, match="to take the encoder from: train absent first"):
+        inherit_encoder(deep, tiny_folder.parent / "absent")
+
+
+def replace_layers(config, layers):
+    return ConformerConfig.from_dict(config.to_dict() | {"encoder_layers": layers})
+
+
 def test_learning_rate_rises_and_falls_in_straight_lines():
-    recipe = replace(TINY, steps=100, warmup=20, peak_rate=0.5)
-    rates = [learning_rate(step, recipe) for step in range(101)]
-    np.testing.assert_allclose(rates, np.interp(range(101), [0, 20, 100], [0, 0.5, 0]), atol=1e-12)
+    recipe = replace(TINY, schedule=((0, 0.0), (20, 0.5), (80, 0.2), (90, 0.3), (100, 0.0)))
+    assert recipe.steps == 100
+    rates = [learning_rate(step, recipe) for step in (0, 5, 20, 50, 80, 85, 90, 95, 100)]
+    assert rates == pytest.approx([0.0, 0.125, 0.5, 0.35, 0.2, 0.25, 0.3, 0.15, 0.0])
 
 
 @settings(max_examples=30, deadline=None)
