@@ -40,7 +40,7 @@ class Recipe:
 
     schedule: (step, learning rate), straight lines between them; the last step ends the training.
     translation_from: the step from which an utterance is translated rather than transcribed with probability one half.
-    encoder_from: the recipe whose trained encoder this one starts from, its layers repeated to the depth that is wanted.
+    encoder_from: the recipe whose trained encoder this one starts from, its layers repeated to the depth wanted.
     """
 
     name: str
@@ -70,7 +70,7 @@ BOTH = ("en", "it")
 # The middle of small's schedule is a first plan that proved too short: its rate had nearly come down when it was raised
 # again, and the numbers here are what the shipped weights went through.
 SMALL = ((0, 0.0), (500, 2e-3), (6307, 2.13e-4), (6500, 1.1e-3), (12_000, 0.0))
-# From scratch, large would take two hours; its encoder starts from small's, its decoder, whose attention is studied, anew.
+# From scratch large would take two hours: its encoder starts from small's, its decoder, whose attention counts, anew.
 LARGE = ((0, 0.0), (300, 1.5e-3), (4500, 0.0))
 RECIPES = {
     recipe.name: recipe

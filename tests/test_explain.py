@@ -225,6 +225,8 @@ def test_a_recording_of_one_s_own(model, utterance, maps):
     np.testing.assert_array_equal(own.encoder_saliency, maps.encoder_saliency)
     italian = explain(model, utterance.audio_path, "it", **SMALL)
     assert italian.setting == "it" and italian.hypothesis != own.hypothesis
+    translated = explain(model, utterance.audio_path, "it", "en", **SMALL)
+    assert (translated.setting, translated.hypothesis) == ("en-it", italian.hypothesis)
 
 
 def test_maps_can_be_correlated(maps):
@@ -313,3 +315,19 @@ def test_a_smaller_run_leaves_the_rest_of_a_larger_one_out(model, utterances, tm
     explain_corpus(model, utterances[1:], ["en"], tmp_path, Occlusion(**SMALL | {"seed": 5}))
     (only,) = store.load_all(tmp_path, "tiny", "en")
     assert (only.utterance, only.seed) == ("en-test-1", 5)
+
+
+def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utterances, tmp_path, capsys, monkeypatch):
+    whole, first = model.generate, model.features(utterances[0].audio())[None]
+    short = torch.tensor([9, 2])  # one token before </s>
+
+    def generate(features, language):
+        return [short] if features.shape == first.shape else whole(features, language)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert first.shape != model.features(utterances[1].audio())[None].shape
+    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
+    assert [item.utterance for item in store.load_all(tmp_path, "tiny", "en")] == [utterances[1].id]
+    printed = capsys.readouterr().out
+    assert printed.startswith("tiny en 1/2: left out. tiny wrote ") and "for en-test-0 in 'en': check" in printed
+    explain(model, utterances[0], **SMALL)  # a single token can be explained

@@ -72,15 +72,24 @@ class Occlusion:
         return replace(self, precision="bfloat16" if has_bfloat16(device) else "float32")
 
 
+class NothingToExplain(ValueError):
+    """The model wrote fewer tokens than are needed."""
+
+
 def explain(
-    model: S2TModel, utterance: Utterance | str | Path, target: str | None = None, **occlusion: float
+    model: S2TModel,
+    utterance: Utterance | str | Path,
+    target: str | None = None,
+    language: str | None = None,
+    **occlusion: float,
 ) -> xr.Dataset:
     """Transcribe or translate one recording and explain every token of the output.
 
     Args:
         model: from `xattn.load_model`.
         utterance: of a corpus, or the path of a recording.
-        target: language of the output; by default the utterance's own, or the model's first for a recording.
+        target: language of the output; by default the one that is spoken.
+        language: the language spoken in a recording; by default the target, or the model's first.
         occlusion: the fields of `Occlusion`, such as input_masks=500.
 
     Returns:
@@ -93,7 +102,7 @@ def explain(
         ValueError: a parameter out of range, a language the model does not write, or an empty hypothesis.
     """
     if not isinstance(utterance, Utterance):
-        utterance = utterance_from_file(utterance, language=target or model.languages[0])
+        utterance = utterance_from_file(utterance, language=language or target or model.languages[0])
     return explain_targets(model, utterance, [target or utterance.language], Occlusion(**occlusion))[0]
 
 
@@ -103,6 +112,7 @@ def explain_corpus(
     """Explain utterances of one language into the store, an utterance at a time; what is there already is skipped.
 
     settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
+    An utterance for which the model writes fewer than two tokens is left out, as nothing can be correlated there.
     """
     sources = {setting.partition("-")[0] for setting in settings}
     foreign = next((u for u in utterances if {u.language} != sources), None)
@@ -113,7 +123,7 @@ def explain_corpus(
         )
     targets = [setting.rpartition("-")[2] for setting in settings]
     occlusion = occlusion.on(model.device)
-    started, done = time.monotonic(), 0
+    started, done, explained = time.monotonic(), 0, []
     for number, utterance in enumerate(utterances, start=1):
         origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
             "weights": model.weights_hash,
@@ -125,9 +135,15 @@ def explain_corpus(
         keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
         paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
         if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
+            explained.append(utterance.id)
             continue
-        for maps in explain_targets(model, utterance, targets, occlusion):
-            store.save(maps, paths[maps.setting], keys[maps.setting])
+        try:
+            for maps in explain_targets(model, utterance, targets, occlusion, least=2):
+                store.save(maps, paths[maps.setting], keys[maps.setting])
+        except NothingToExplain as error:
+            print(f"{model.name} {'+'.join(settings)} {number}/{len(utterances)}: left out. {error}", flush=True)
+            continue
+        explained.append(utterance.id)
         done += 1
         seconds = time.monotonic() - started
         left = seconds / done * (len(utterances) - number)
@@ -137,13 +153,16 @@ def explain_corpus(
             flush=True,
         )
     for setting in settings:
-        store.save_index([utterance.id for utterance in utterances], folder, model.name, setting)
+        store.save_index(explained, folder, model.name, setting)
 
 
 def explain_targets(
-    model: S2TModel, utterance: Utterance, targets: Sequence[str], occlusion: Occlusion
+    model: S2TModel, utterance: Utterance, targets: Sequence[str], occlusion: Occlusion, least: int = 1
 ) -> list[xr.Dataset]:
-    """As `explain`, for several output languages of the same audio, which share the encoder passes."""
+    """As `explain`, for several output languages of the same audio, which share the encoder passes.
+
+    NothingToExplain: a hypothesis has fewer than `least` tokens before its </s>.
+    """
     started = time.monotonic()
     occlusion = occlusion.on(model.device)
     audio = utterance.audio()
@@ -151,9 +170,10 @@ def explain_targets(
     states = model.encode(features[None])  # (1, S, D)
     hypotheses = [model.generate(features[None], target)[0] for target in targets]
     for target, ids in zip(targets, hypotheses, strict=True):
-        if len(ids) < 2:
-            raise ValueError(
-                f"{model.name} wrote nothing for {utterance.id} in {target!r}: check the recording and its language."
+        if len(ids) <= least:
+            written = model.text(ids) or "nothing"
+            raise NothingToExplain(
+                f"{model.name} wrote {written} for {utterance.id} in {target!r}: check the recording and its language."
             )
     inputs = [torch.cat([model.prompt(t), ids])[:-1] for t, ids in zip(targets, hypotheses, strict=True)]
     # The prompt may be longer than one token: rows before its last one explain no token of the hypothesis.
