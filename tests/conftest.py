@@ -161,6 +161,27 @@ def random_maps(seed=0, utterance="made-1", tokens=("▁the", "▁dog", "▁slee
     )
 
 
+class GivenMasks:
+    """Masks that are not drawn but listed: the level of each and whether it hides each of that level's units."""
+
+    def __init__(self, partition, rows):
+        rows, self.partition = list(rows), partition
+        self.levels, self.number = np.array([level for level, _ in rows]), len(rows)
+        self.hidden = np.zeros((len(rows), partition.units), dtype=bool)
+        for row, (level, units) in enumerate(rows):
+            self.hidden[row, partition.bounds[level] : partition.bounds[level + 1]] = units
+
+    def draw(self, start, stop):
+        return self.levels[start:stop], self.hidden[start:stop]
+
+
+def listed(masks):
+    """The level of each mask and whether it hides each of that level's units, one after the other."""
+    bounds = masks.partition.bounds
+    levels, hidden = masks.draw(0, masks.number)
+    return [(level, row[bounds[level] : bounds[level + 1]]) for level, row in zip(levels, hidden, strict=True)]
+
+
 @pytest.fixture
 def made():
     """Makers of test material: `made.maps(...)`, `made.network(...)` and `made.corpus(folder, utterances)`."""

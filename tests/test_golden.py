@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import GivenMasks
 
 from xattn.compare import mean_std, min_max
 from xattn.faithfulness import (
@@ -22,7 +23,7 @@ from xattn.faithfulness import (
     utterance_capped_wer,
 )
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
-from xattn.occlusion import Partition, kl_divergence, occlude
+from xattn.occlusion import Partition, UnitScores, kl_divergence, occlude
 from xattn.segments import segment_numbers, slic_pyramid
 
 GOLDEN = Path(os.environ.get("XATTN_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -124,9 +125,9 @@ def test_scores_and_maps_of_spectrogram_occlusion(prefix):
     kl = kl_divergence(log_p, log_q)
     assert_close(kl, golden["kl"])
     partition = Partition.of(golden["segmentation"].astype(np.int64) - 1)
-    masks = unit_masks(unpack(golden), golden["level"], golden["segmentation"])
+    masks = GivenMasks(partition, unit_masks(unpack(golden), golden["level"], golden["segmentation"]))
     rows = iter(kl)
-    scores = occlude(lambda keep: torch.stack([next(rows) for _ in keep]), partition, masks, batch_size=7)
+    scores = UnitScores.of(occlude(lambda keep: torch.stack([next(rows) for _ in keep]), masks, batch_size=7), masks)
     assert_close(scores.cells(partition.labels), golden["fbank_heatmap"])
     assert np.array_equal(scores.counts[partition.labels].sum(axis=0), golden["n_times_masked"])
     if prefix == "never_":
@@ -157,8 +158,8 @@ def test_scores_and_maps_of_encoder_occlusion(prefix):
     keep = golden["masks"][..., 0].astype(bool)
     partition = Partition.of(np.arange(keep.shape[1])[None])
     rows = iter(kl)
-    masks = ((0, ~mask) for mask in keep)
-    scores = occlude(lambda keep: torch.stack([next(rows) for _ in keep]), partition, masks, batch_size=5)
+    masks = GivenMasks(partition, ((0, ~mask) for mask in keep))
+    scores = UnitScores.of(occlude(lambda keep: torch.stack([next(rows) for _ in keep]), masks, batch_size=5), masks)
     assert_close(scores.cells(partition.labels), golden["heatmap"][..., 0])
     assert np.array_equal(scores.counts, golden["n_times_masked"])
 
@@ -229,26 +230,21 @@ def test_features_to_maps_end_to_end():
     assert np.abs(attention - golden["cross_attention"]).max() < 1e-4
 
     partition = Partition.of(golden["segmentation"].astype(np.int64) - 1)
-    masks = unit_masks(unpack(golden), golden["level"], golden["segmentation"])
-    seen = []
-
-    def score(keep):
-        seen.append(kl_divergence(log_p, model.decode(model.encode(features * keep), ids)))
-        return seen[-1]
-
-    scores = occlude(score, partition, masks, batch_size=16)
-    np.testing.assert_allclose(torch.cat(seen).numpy(), golden["kl"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scores.cells(partition.labels), golden["input_saliency"], rtol=1e-4, atol=1e-5)
+    masks = GivenMasks(partition, unit_masks(unpack(golden), golden["level"], golden["segmentation"]))
+    kl = occlude(
+        lambda keep: kl_divergence(log_p, model.decode(model.encode(features * keep), ids)), masks, batch_size=16
+    )
+    np.testing.assert_allclose(kl, golden["kl"], rtol=1e-4, atol=1e-5)
+    cells = UnitScores.of(kl, masks).cells(partition.labels)
+    np.testing.assert_allclose(cells, golden["input_saliency"], rtol=1e-4, atol=1e-5)
 
     keep = golden["encoder_masks"].astype(bool)
     steps = Partition.of(np.arange(keep.shape[1])[None])
-    scores = occlude(
-        lambda keep: kl_divergence(log_p, model.decode(states * keep[..., None], ids)),
-        steps,
-        ((0, ~mask) for mask in keep),
-        batch_size=16,
-    )
-    np.testing.assert_allclose(scores.cells(steps.labels), golden["encoder_saliency"], rtol=1e-4, atol=1e-5)
+    masks = GivenMasks(steps, ((0, ~mask) for mask in keep))
+    decode = model.decoder_without_steps(states)
+    kl = occlude(lambda keep: kl_divergence(log_p, decode(keep, ids)), masks, batch_size=16)
+    cells = UnitScores.of(kl, masks).cells(steps.labels)
+    np.testing.assert_allclose(cells, golden["encoder_saliency"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["main_", "normed_", "odd_", "ties_"])

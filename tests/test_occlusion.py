@@ -4,13 +4,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import GivenMasks, listed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy, mannwhitneyu
 
-from xattn.occlusion import Partition, UnitScores, draw_masks, kl_divergence, occlude
+from xattn.occlusion import Masks, Partition, UnitScores, kl_divergence, occlude
 
 GRID = (24, 16)
 
@@ -59,20 +60,22 @@ def planted_model(truths):
     return lambda keep: kl_divergence(original, log_p(keep))
 
 
+def explained(score, masks, batch_size=64):
+    return UnitScores.of(occlude(score, masks, batch_size=batch_size), masks)
+
+
 def test_planted_cells_of_a_spectrogram_are_found():
     truths = [np.isin(LEVELS[1], cells) for cells in ([5], [0, 23])]
-    partition = Partition.of(LEVELS)
-    masks = draw_masks(partition, 1500, 0.5, seed=0, name="planted")
-    cells = occlude(planted_model(truths), partition, masks, batch_size=64).cells(partition.labels)
+    masks = Masks(Partition.of(LEVELS), 1500, 0.5, seed=0, name="planted")
+    cells = explained(planted_model(truths), masks).cells(masks.partition.labels)
     assert [auc(token, truth) for token, truth in zip(cells, truths, strict=True)] == [1.0, 1.0]
     assert auc(cells[0], truths[1]) < 0.9  # a map finds its own token's cells only
 
 
 def test_planted_steps_are_found():
     truths = [np.isin(np.arange(15), steps) for steps in ([3, 4, 9], [0], [14, 2])]
-    partition = Partition.of(np.arange(15)[None])
-    masks = draw_masks(partition, 1500, 0.7, seed=0, name="planted")
-    cells = occlude(planted_model(truths), partition, masks, batch_size=64).cells(partition.labels)
+    masks = Masks(Partition.of(np.arange(15)[None]), 1500, 0.7, seed=0, name="planted")
+    cells = explained(planted_model(truths), masks).cells(masks.partition.labels)
     assert [auc(token, truth) for token, truth in zip(cells, truths, strict=True)] == [1.0, 1.0, 1.0]
 
 
@@ -82,60 +85,58 @@ def test_engine_is_the_published_definition(data):
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=2, max_side=6))
     raw = data.draw(st.lists(hnp.arrays(int, shape, elements=st.integers(0, 8)), min_size=1, max_size=3))
     levels = np.stack([np.unique(labels, return_inverse=True)[1].reshape(shape) for labels in raw])
-    partition = Partition.of(levels)
     p, seed = data.draw(st.floats(0, 1)), data.draw(st.integers(0, 9))
-    masks = list(draw_masks(partition, data.draw(st.integers(1, 12)), p, seed, "u"))
+    masks = Masks(Partition.of(levels), data.draw(st.integers(1, 12)), p, seed, "u")
     score = linear_score(shape)
-    keep = torch.from_numpy(np.stack([~hidden[levels[level]] for level, hidden in masks]))
-    expected = spes(levels, masks, score(keep).numpy())
-    scores = occlude(score, partition, iter(masks), batch_size=data.draw(st.integers(1, 13)))
-    np.testing.assert_allclose(scores.cells(partition.labels), expected, rtol=1e-10, atol=1e-10)
+    keep = torch.from_numpy(np.stack([~hidden[levels[level]] for level, hidden in listed(masks)]))
+    expected = spes(levels, listed(masks), score(keep).float().numpy())
+    scores = explained(score, masks, batch_size=data.draw(st.integers(1, 13)))
+    np.testing.assert_allclose(scores.cells(masks.partition.labels), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_masks_in_any_order_of_levels_and_many_of_them():
+    rng = np.random.default_rng(0)
+    partition = Partition.of(LEVELS)
+    rows = [(level, rng.random((96, 24)[level]) < 0.5) for level in rng.integers(0, 2, 1500)]
+    scores = rng.random((1500, 2)).astype(np.float32)
+    cells = UnitScores.of(scores, GivenMasks(partition, rows)).cells(partition.labels)
+    np.testing.assert_allclose(cells, spes(LEVELS, rows, scores), rtol=1e-10)
 
 
 def test_batch_size_changes_rounding_only():
-    partition = Partition.of(LEVELS)
-    runs = [
-        occlude(linear_score(GRID), partition, draw_masks(partition, 150, 0.5, 0, "u"), batch_size=size)
-        for size in (1, 7, 64)
-    ]
-    assert np.abs(runs[0].sums).max() > 1
+    masks = Masks(Partition.of(LEVELS), 150, 0.5, 0, "u")
+    runs = [occlude(linear_score(GRID), masks, batch_size=size) for size in (1, 7, 64)]
+    assert runs[0].shape == (150, 3) and np.abs(runs[0]).max() > 1
     for run in runs[1:]:
-        assert np.array_equal(run.counts, runs[0].counts)
-        np.testing.assert_allclose(run.sums, runs[0].sums, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(run, runs[0], rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_is_hidden_at_p_0():
-    partition = Partition.of(LEVELS)
+    masks = Masks(Partition.of(LEVELS), 20, 0.0, 0, "u")
     seen = []
 
     def score(keep):
         seen.append(keep)
         return torch.ones(len(keep), 2)
 
-    scores = occlude(score, partition, draw_masks(partition, 20, 0.0, 0, "u"), batch_size=8)
+    scores = explained(score, masks, batch_size=8)
     assert torch.cat(seen).shape == (20, *GRID) and torch.cat(seen).all()
-    assert not scores.counts.any() and not scores.cells(partition.labels).any()
+    assert not scores.counts.any() and not scores.cells(masks.partition.labels).any()
 
 
 def test_everything_is_hidden_at_p_1_and_nearly_everything_at_p_0_999():
-    partition = Partition.of(LEVELS)
-    assert all(hidden.all() for _, hidden in draw_masks(partition, 20, 1.0, 0, "u"))
-    scores = occlude(
-        lambda keep: keep.flatten(1).sum(1, keepdim=True) + 5.0,
-        partition,
-        draw_masks(partition, 20, 1.0, 0, "u"),
-        batch_size=8,
-    )
+    masks = Masks(Partition.of(LEVELS), 20, 1.0, 0, "u")
+    assert all(hidden.all() for _, hidden in listed(masks))
+    scores = explained(lambda keep: keep.flatten(1).sum(1, keepdim=True) + 5.0, masks, batch_size=8)
     assert (scores.counts == 10).all()
-    assert (scores.cells(partition.labels) == 5.0).all()
-    nearly = np.concatenate([hidden for _, hidden in draw_masks(partition, 500, 0.999, 0, "u")])
+    assert (scores.cells(masks.partition.labels) == 5.0).all()
+    nearly = np.concatenate([hidden for _, hidden in listed(Masks(masks.partition, 500, 0.999, 0, "u"))])
     assert 0.998 < nearly.mean() < 1
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.7])
 def test_share_of_hidden_units_is_p(p):
-    partition = Partition.of(LEVELS)
-    levels, hidden = zip(*draw_masks(partition, 400, p, 3, "u"), strict=True)
+    levels, hidden = zip(*listed(Masks(Partition.of(LEVELS), 400, p, 3, "u")), strict=True)
     assert levels == (0, 1) * 200
     assert {len(units) for units in hidden[::2]} == {96} and {len(units) for units in hidden[1::2]} == {24}
     units = np.concatenate(hidden)
@@ -147,17 +148,18 @@ def test_share_of_hidden_units_is_p(p):
 
 
 def test_perturbations_share_no_stretch_of_random_numbers():
-    masks = [hidden for _, hidden in draw_masks(Partition.of(np.arange(300)[None]), 6, 0.5, 0, "u")]
+    masks = [hidden for _, hidden in listed(Masks(Partition.of(np.arange(300)[None]), 6, 0.5, 0, "u"))]
     for first, second in itertools.combinations(masks, 2):
         for shift in range(1, 60):
             assert 0.3 < np.mean(first[shift:] == second[:-shift]) < 0.7
 
 
 def test_masks_depend_on_seed_name_and_index_alone():
-    partition = Partition.of(LEVELS)
+    # 150 units of the first level and 23 of the second: rows of the random stream end on no round number.
+    partition = Partition.of(np.stack([np.arange(150), np.arange(150) % 23]))
 
     def drawn(number, seed=0, name="u"):
-        return [(level, hidden.tolist()) for level, hidden in draw_masks(partition, number, 0.5, seed, name)]
+        return [(int(level), hidden.tolist()) for level, hidden in listed(Masks(partition, number, 0.5, seed, name))]
 
     assert drawn(25)[:10] == drawn(10)
     assert len({str(mask) for mask in drawn(25)}) == 25
@@ -166,22 +168,25 @@ def test_masks_depend_on_seed_name_and_index_alone():
     assert drawn(3, seed=1, name="2/u") != drawn(3, seed=1, name="1/u")
 
 
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=4).map(sorted))
+def test_any_stretch_of_masks_can_be_drawn_by_itself(edges):
+    masks = Masks(Partition.of(LEVELS), 40, 0.5, 0, "u")
+    whole = masks.draw(edges[0], edges[-1])
+    parts = [masks.draw(start, stop) for start, stop in itertools.pairwise(edges)]
+    for all_at_once, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert np.array_equal(all_at_once, np.concatenate(pieces))
+
+
 def test_a_score_that_is_not_finite_is_refused():
-    partition = Partition.of(LEVELS)
+    masks = Masks(Partition.of(LEVELS), 5, 0.5, 0, "u")
     for bad in (math.nan, math.inf):
         with pytest.raises(FloatingPointError, match="not finite: check its weights and the recording"):
-            occlude(
-                lambda keep, bad=bad: torch.full((len(keep), 2), bad),
-                partition,
-                draw_masks(partition, 5, 0.5, 0, "u"),
-                batch_size=2,
-            )
+            occlude(lambda keep, bad=bad: torch.full((len(keep), 2), bad), masks, batch_size=2)
 
 
 def test_no_perturbations_are_refused():
-    partition = Partition.of(LEVELS)
     with pytest.raises(ValueError, match="set the number of masks to 1 or more"):
-        occlude(linear_score(GRID), partition, draw_masks(partition, 0, 0.5, 0, "u"), batch_size=2)
+        occlude(linear_score(GRID), Masks(Partition.of(LEVELS), 0, 0.5, 0, "u"), batch_size=2)
 
 
 def test_units_are_numbered_on_from_level_to_level():

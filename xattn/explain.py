@@ -18,10 +18,10 @@ from xattn.attention import cross_attention
 from xattn.audio import WINDOW_SECONDS, mel_centres
 from xattn.corpus import Utterance, utterance_from_file
 from xattn.models import S2TModel
-from xattn.occlusion import Partition, UnitScores, draw_masks, expand, kl_divergence, occlude
+from xattn.occlusion import Masks, Partition, UnitScores, expand, kl_divergence, occlude
 from xattn.segments import slic_pyramid
 
-VERSION = 2  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
+VERSION = 3  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -178,8 +178,14 @@ def explain_targets(
     inputs = [torch.cat([model.prompt(t), ids])[:-1] for t, ids in zip(targets, hypotheses, strict=True)]
     # The prompt may be longer than one token: rows before its last one explain no token of the hypothesis.
     rows = [slice(len(model.prompt(target)) - 1, None) for target in targets]
-    spectrogram = Partition.of(slic_pyramid(features.cpu().numpy()))
+    segments = Partition.of(slic_pyramid(features.cpu().numpy()))
     steps = Partition.of(np.arange(states.shape[1])[None])
+    masks = {
+        "input": Masks(segments, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
+        "encoder": Masks(
+            steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"
+        ),
+    }
     with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
         original = [model.decode(states, ids)[:, part] for ids, part in zip(inputs, rows, strict=True)]  # (1, I, V)
 
@@ -191,20 +197,14 @@ def explain_targets(
             return torch.cat(scores, dim=1)  # (B, tokens of all hypotheses)
 
         decode_without_steps = model.decoder_without_steps(states)
-        input_scores = occlude(
-            lambda keep: divergence(partial(model.decode, model.encode(features * keep))),
-            spectrogram,
-            draw_masks(spectrogram, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
-            batch_size=occlusion.batch_size,
-            device=features.device,
-        )
-        encoder_scores = occlude(
-            lambda keep: divergence(partial(decode_without_steps, keep)),
-            steps,
-            draw_masks(steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"),
-            batch_size=occlusion.batch_size,
-            device=features.device,
-        )
+        perturbed = {
+            "input": lambda keep: divergence(partial(model.decode, model.encode(features * keep))),
+            "encoder": lambda keep: divergence(partial(decode_without_steps, keep)),
+        }
+        scores = {
+            place: occlude(perturbed[place], masks[place], batch_size=occlusion.batch_size, device=features.device)
+            for place in masks
+        }
     seconds = time.monotonic() - started
     maps, start = [], 0
     for target, ids, decoder_inputs, part in zip(targets, hypotheses, inputs, rows, strict=True):
@@ -229,10 +229,8 @@ def explain_targets(
                 features.cpu().numpy(),
                 model.tokens(ids),
                 attention,
-                UnitScores(input_scores.sums[own], input_scores.counts, input_scores.each[:, own]),
-                spectrogram,
-                UnitScores(encoder_scores.sums[own], encoder_scores.counts, encoder_scores.each[:, own]),
-                steps,
+                {place: each[:, own] for place, each in scores.items()},
+                masks,
                 attributes,
             )
         )
@@ -244,10 +242,8 @@ def labelled(
     features: np.ndarray,
     tokens: list[str],
     attention: np.ndarray,
-    input_scores: UnitScores,
-    spectrogram: Partition,
-    encoder_scores: UnitScores,
-    steps: Partition,
+    scores: dict[str, np.ndarray],
+    masks: dict[str, Masks],
     attributes: dict,
 ) -> xr.Dataset:
     """The maps of one hypothesis as a dataset with the kit's axes; seconds are those of window centres."""
@@ -255,16 +251,17 @@ def labelled(
     times = WINDOW_SECONDS / 2 + model.frame_seconds * np.arange(frames)
     first = model.subsampling * np.arange(attention.shape[-1])
     last = np.minimum(first + model.subsampling, frames) - 1
+    units = {place: UnitScores.of(each, masks[place]) for place, each in scores.items()}
     dataset = xr.Dataset(
         {
             "cross_attention": (("layer", "head", "token", "step"), attention),
-            "encoder_saliency": (("token", "step"), encoder_scores.cells(steps.labels)),
+            "encoder_saliency": (("token", "step"), units["encoder"].cells(masks["encoder"].partition.labels)),
             "features": (("time", "mel"), features),
-            "input_scores": (("input_mask", "token"), input_scores.each),
-            "encoder_scores": (("encoder_mask", "token"), encoder_scores.each),
-            "segment_score": (("token", "segment"), input_scores.sums),
-            "segment_count": (("segment",), input_scores.counts),
-            "segmentation": (("level", "time", "mel"), spectrogram.labels),
+            "input_scores": (("input_mask", "token"), scores["input"]),
+            "encoder_scores": (("encoder_mask", "token"), scores["encoder"]),
+            "segment_score": (("token", "segment"), units["input"].sums),
+            "segment_count": (("segment",), units["input"].counts),
+            "segmentation": (("level", "time", "mel"), masks["input"].partition.labels),
         },
         coords={
             "layer": 1 + np.arange(attention.shape[0]),

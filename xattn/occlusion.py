@@ -5,8 +5,9 @@ perturbation hides each unit of one level of the partition with probability p, a
 each token is compared with the original by its KL divergence. A unit's saliency is the mean score of the
 perturbations that hid it (paper, definitions).
 
-Scores are summed for each unit, and become cells of the input only on request: one matrix product a batch where the
-published implementation keeps dense (token, time, mel) sums.
+Masks are drawn whenever they are needed and never stored: a perturbation leaves its scores alone behind, from which the
+sums of all units follow, and cells of the input on request. The published implementation keeps dense (token, time,
+mel) sums.
 
 Letters in shapes: N perturbations, B of them in a batch, G levels, K units of all levels together, I tokens,
 V vocabulary; "cells" stands for (time, mel) or (step,).
@@ -14,7 +15,7 @@ V vocabulary; "cells" stands for (time, mel) or (step,).
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +46,61 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Perturbations of an input: `number` of them, each hiding every unit of its level with probability p.
+
+    Perturbation n belongs to level n modulo G and depends on (seed, name, n) alone, so neither batches nor workers nor
+    interruptions change it. (The reference draws from the global random state, in blocks of one level, and drops the
+    remainder where N is no multiple of G.)
+    """
+
+    partition: Partition
+    number: int
+    p: float
+    seed: int
+    name: str
+
+    def draw(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Perturbations start..stop - 1: the level of each (B,), and whether it hides a unit, bool (B, K)."""
+        bounds, depth = self.partition.bounds, len(self.partition.labels)
+        levels = np.arange(start, stop) % depth
+        hidden = np.zeros((stop - start, self.partition.units), dtype=bool)
+        for level in range(depth):
+            rows = np.flatnonzero(levels == level)
+            if len(rows):
+                key = hashlib.sha256(f"{self.seed}/{self.name}/{level}".encode()).digest()[:16]
+                units = bounds[level + 1] - bounds[level]
+                width = -(-units // 8) * 8  # a step of Philox's counter gives 8 numbers of 32 bits
+                counter = (start + rows[0]) // depth * (width // 8)
+                generator = np.random.Generator(np.random.Philox(key=np.frombuffer(key, np.uint64), counter=counter))
+                numbers = generator.random((len(rows), width), dtype=np.float32)[:, :units]
+                hidden[rows, bounds[level] : bounds[level + 1]] = numbers < self.p
+        return levels, hidden
+
+
+@dataclass(frozen=True)
 class UnitScores:
-    """What a run of perturbations gave. sums: float64 (I, K), summed scores of the perturbations that hid each unit;
-    counts: int64 (K,), how many there were; each: float32 (N, I), the scores one by one, in the order of the masks."""
+    """What perturbations say of units. sums: float64 (I, K), summed scores of the perturbations that hid each unit;
+    counts: int64 (K,), how many there were."""
 
     sums: np.ndarray
     counts: np.ndarray
-    each: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, scores: np.ndarray, masks: Masks) -> "UnitScores":
+        """From the scores (N, I) of all perturbations, summed in float64."""
+        bounds, units = masks.partition.bounds, masks.partition.units
+        sums, counts = torch.zeros(scores.shape[1], units, dtype=torch.float64), np.zeros(units, dtype=np.int64)
+        for start in range(0, len(scores), 1024):
+            levels, hidden = masks.draw(start, min(start + 1024, len(scores)))
+            for level in np.unique(levels):
+                rows, own = np.flatnonzero(levels == level), slice(bounds[level], bounds[level + 1])
+                # In torch, as numpy's matrix product has threads of its own, which would fight the model's.
+                sums[:, own] += (
+                    torch.from_numpy(scores[start + rows]).double().T @ torch.from_numpy(hidden[rows, own]).double()
+                )
+                counts[own] += hidden[rows, own].sum(axis=0)
+        return cls(sums.numpy(), counts)
 
     def cells(self, labels: np.ndarray) -> np.ndarray:
         """The map: mean score over the perturbations that hid a cell, at whichever level, 0 where none did.
@@ -82,64 +131,28 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * difference).sum(dim=-1)
 
 
-def draw_masks(partition: Partition, number: int, p: float, seed: int, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Draw perturbations one by one: the level, and for each of the level's units whether it is hidden (bool).
-
-    Perturbation n belongs to level n modulo G and depends on (seed, name, n) alone, so neither batches nor workers
-    nor interruptions change it. (The reference draws from the global random state, in blocks of one level, and drops
-    the remainder where N is no multiple of G.)
-    """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype=np.uint64)
-    for index in range(number):
-        level = index % len(partition.labels)
-        units = partition.bounds[level + 1] - partition.bounds[level]
-        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
-        yield level, generator.random(units) < p
-
-
 def occlude(
-    score: Callable[[Tensor], Tensor],
-    partition: Partition,
-    masks: Iterator[tuple[int, np.ndarray]],
-    *,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-) -> UnitScores:
-    """Score perturbations and sum up, for every unit, the scores of those that hid it.
+    score: Callable[[Tensor], Tensor], masks: Masks, *, batch_size: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Score every perturbation: float32 (N, I).
 
     Args:
         score: takes keep (B, *cells), 1 where the input stays and 0 where it is hidden, and returns (B, I).
-        masks: level and hidden units of each perturbation, as from `draw_masks`.
         batch_size: perturbations scored at once; it affects rounding only.
     """
-    labels = torch.from_numpy(partition.labels).to(device)
-    # Everything stays in torch: numpy's matrix product has threads of its own, which would fight the model's.
-    sums, counts, each = None, torch.zeros(partition.units, dtype=torch.float64, device=device), []
-    batch: list[tuple[int, np.ndarray]] = []
-
-    def flush() -> None:
-        nonlocal sums
-        bits = np.zeros((len(batch), partition.units), dtype=bool)
-        for row, (level, units) in enumerate(batch):
-            bits[row, partition.bounds[level] : partition.bounds[level + 1]] = units
-        hidden = torch.from_numpy(bits).to(device)
-        keep = torch.stack([~hidden[row][labels[level]] for row, (level, _) in enumerate(batch)])  # (B, *cells)
-        scores = score(keep.float()).double()  # (B, I)
+    if masks.number < 1:
+        raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
+    labels = torch.from_numpy(masks.partition.labels).to(device)
+    batches = []
+    for start in range(0, masks.number, batch_size):
+        levels, hidden = masks.draw(start, min(start + batch_size, masks.number))
+        kept = torch.from_numpy(~hidden).to(device).float()
+        keep = torch.empty(len(kept), *labels.shape[1:], device=device)
+        for level in np.unique(levels):
+            rows = torch.from_numpy(np.flatnonzero(levels == level)).to(device)
+            keep[rows] = kept[rows][:, labels[level]]
+        scores = score(keep).float()
         if not scores.isfinite().all():
             raise FloatingPointError("The model gave a score that is not finite: check its weights and the recording.")
-        each.append(scores.float().cpu().numpy())
-        hidden = hidden.double()
-        sums = scores.T @ hidden + (0.0 if sums is None else sums)
-        counts.add_(hidden.sum(dim=0))
-
-    for mask in masks:
-        batch.append(mask)
-        if len(batch) == batch_size:
-            flush()
-            batch.clear()
-    if batch:
-        flush()
-    if sums is None:
-        raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
-    return UnitScores(sums.cpu().numpy(), counts.cpu().numpy().astype(np.int64), np.concatenate(each))
+        batches.append(scores.cpu().numpy())
+    return np.concatenate(batches)

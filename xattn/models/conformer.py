@@ -376,9 +376,9 @@ class ConformerModel:
 
         Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are.
         """
-        prompt = self.prompt(self.languages[0])  # any decoder input: keys and values do not depend on it
+        anything = torch.zeros(1, dtype=torch.long, device=self.device)  # keys and values do not depend on the tokens
         whole, hidden = (
-            self._forced(some, prompt, use_cache=True).past_key_values.cross_attention_cache.layers
+            self._forced(some, anything, use_cache=True).past_key_values.cross_attention_cache.layers
             for some in (states, torch.zeros_like(states[:, :1]))
         )
 
