@@ -1,12 +1,13 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from xattn.models import load_model
-from xattn.models.conformer import ConformerForConditionalGeneration, relative_shift, subsampled, weights_hash
+from xattn.models import folder_hash, load_model
+from xattn.models.conformer import ConformerForConditionalGeneration, relative_shift, subsampled
 
 END = 2
 LENGTHS = (90, 57, 34)
@@ -121,7 +122,7 @@ def test_half_precision_weights_are_computed_with_in_float32(made, tiny_folder, 
 
 def test_what_a_loaded_model_says_of_itself(model, tiny_folder):
     assert model.name == "tiny" and model.languages == ("en", "it")
-    assert model.weights_hash == weights_hash(tiny_folder / "model.safetensors")
+    assert model.weights_hash == folder_hash(tiny_folder)
     assert (model.frame_seconds, model.subsampling) == (0.01, 4)
     assert model.prompt("it").tolist() == [5]
     assert model.encode(features(45)).shape == (1, 12, 16)
@@ -247,17 +248,22 @@ def test_a_file_that_is_missing_from_the_folder(tiny_folder, tmp_path, name):
         load_model(tmp_path)
 
 
-def test_hash_of_weights_is_that_of_their_values(tiny_folder, tmp_path):
-    path = tiny_folder / "model.safetensors"
-    tensors = load_file(path)
-    copy = tmp_path / "copy.safetensors"
-    save_file(dict(reversed(tensors.items())), copy, metadata={"note": "another layout"})
-    assert copy.read_bytes() != path.read_bytes()
-    assert weights_hash(copy) == weights_hash(path)
+def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):
+    tensors = load_file(tiny_folder / "model.safetensors")
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_folder, copy)
+    save_file(dict(reversed(tensors.items())), copy / "model.safetensors", metadata={"note": "another layout"})
+    assert (copy / "model.safetensors").read_bytes() != (tiny_folder / "model.safetensors").read_bytes()
+    assert folder_hash(copy) == folder_hash(tiny_folder)
+    for name in ("config.json", "spm.model"):
+        before = (copy / name).read_bytes()
+        (copy / name).write_bytes(before + b" ")
+        assert folder_hash(copy) != folder_hash(tiny_folder)
+        (copy / name).write_bytes(before)
     name = "decoder.layers.1.fc1.bias"
     tensors[name][3] = torch.nextafter(tensors[name][3], torch.tensor(1.0))
-    save_file(tensors, copy)
-    assert weights_hash(copy) != weights_hash(path)
+    save_file(tensors, copy / "model.safetensors")
+    assert folder_hash(copy) != folder_hash(tiny_folder)
 
 
 def test_a_decoder_without_steps_is_that_of_zeroed_states(model):

@@ -1,11 +1,13 @@
 """Speech-to-text models behind one face."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -61,3 +63,14 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
             f"There is no model folder {name_or_path}: give the path of one, such as data/models/base."
         )
     return ConformerModel.from_folder(name_or_path, device)
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of a model folder's tensors, however the file lays them out, of its configuration and its vocabulary."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name in ("config.json", "spm.model"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]

@@ -7,7 +7,6 @@ Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in 
 H heads, I decoder positions, V vocabulary, L decoder layers.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import sentencepiece
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, Speech2TextConfig
@@ -25,6 +23,7 @@ from transformers.models.speech_to_text.modeling_speech_to_text import Speech2Te
 from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, cmvn, log_mel
+from xattn.models import folder_hash
 
 SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
 
@@ -339,7 +338,7 @@ class ConformerModel:
             raise ValueError(f"{folder / 'model.safetensors'} lacks {', '.join(absent)}: fetch or train it again.")
         network = network.to(device).eval()
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
-        return cls(network, tokenizer, folder.name, weights_hash(folder / "model.safetensors"))
+        return cls(network, tokenizer, folder.name, folder_hash(folder))
 
     @property
     def device(self) -> torch.device:
@@ -448,12 +447,3 @@ class ConformerModel:
         """The text that token ids (I,) spell, special tokens left out."""
         special = {self.config.eos_token_id, self.config.pad_token_id, *self.config.language_ids.values()}
         return self.tokenizer.decode([int(token) for token in ids if int(token) not in special])
-
-
-def weights_hash(path: Path) -> str:
-    """Hash of the tensors in a safetensors file, independent of how the file lays them out."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
-        digest.update(name.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
