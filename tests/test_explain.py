@@ -1,4 +1,5 @@
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import listed
 from torch.nn import functional
 
 import xattn
+import xattn.occlusion
 from xattn import store
 from xattn.audio import mel_centres
 from xattn.compare import correlate
@@ -300,13 +302,42 @@ def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, 
 def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys, monkeypatch):
     occlusion = Occlusion(**SMALL)
     explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    first = next((tmp_path / "tiny" / "en").glob("*.zarr"))
+    first = next((tmp_path / "tiny" / "en").glob("*.zarr.zip"))
     before = first.stat().st_mtime_ns
     capsys.readouterr()
     calls = counted(model, monkeypatch, "encode")
     explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
     assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
     assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 5, 7])
+def test_a_kill_in_the_middle_of_an_utterance_costs_no_finished_batch(
+    model, utterances, tmp_path, monkeypatch, killed_at
+):
+    """Killed at a batch of the spectrogram's masks or, after those three, of the encoder's; then continued."""
+    occlusion = Occlusion(**SMALL | {"encoder_masks": 20})
+    expected = explain(model, utterances[0], **asdict(occlusion))
+    monkeypatch.setattr("xattn.occlusion.CHECKPOINT_SECONDS", -1.0)
+    scored, whole = [], xattn.occlusion.kl_divergence
+
+    def dying(log_p, log_q):
+        scored.append(len(log_q))
+        if len(scored) == killed_at:
+            raise KeyboardInterrupt
+        return whole(log_p, log_q)
+
+    monkeypatch.setattr(sys.modules["xattn.explain"], "kl_divergence", dying)
+    with pytest.raises(KeyboardInterrupt):
+        explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+    (partial,) = (tmp_path / "tiny" / "en").iterdir()
+    assert partial.name == ".en-test-0.partial.npz"
+    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+    assert len(scored) == 7 + 1  # 12 and 20 masks in batches of 5, and the one that was interrupted
+    (stored,) = store.load_all(tmp_path, "tiny", "en")
+    del stored.attrs["key"]
+    xr.testing.assert_identical(without_seconds(stored), without_seconds(expected))
+    assert not partial.exists()
 
 
 def test_a_smaller_run_leaves_the_rest_of_a_larger_one_out(model, utterances, tmp_path):

@@ -123,7 +123,7 @@ def explain_corpus(
         )
     targets = [setting.rpartition("-")[2] for setting in settings]
     occlusion = occlusion.on(model.device)
-    started, done, explained = time.monotonic(), 0, []
+    started, done, explained = time.monotonic(), 0, {}
     for number, utterance in enumerate(utterances, start=1):
         origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
             "weights": model.weights_hash,
@@ -135,15 +135,18 @@ def explain_corpus(
         keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
         paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
         if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
-            explained.append(utterance.id)
+            explained[utterance.id] = keys
             continue
+        partial_path = paths[settings[0]].with_name(f".{utterance.id}.partial.npz")
+        checkpoint = Checkpoint(partial_path, store.key_of(keys))
         try:
-            for maps in explain_targets(model, utterance, targets, occlusion, least=2):
+            for maps in explain_targets(model, utterance, targets, occlusion, least=2, checkpoint=checkpoint):
                 store.save(maps, paths[maps.setting], keys[maps.setting])
+            partial_path.unlink(missing_ok=True)
         except NothingToExplain as error:
             print(f"{model.name} {'+'.join(settings)} {number}/{len(utterances)}: left out. {error}", flush=True)
             continue
-        explained.append(utterance.id)
+        explained[utterance.id] = keys
         done += 1
         seconds = time.monotonic() - started
         left = seconds / done * (len(utterances) - number)
@@ -153,11 +156,27 @@ def explain_corpus(
             flush=True,
         )
     for setting in settings:
-        store.save_index(explained, folder, model.name, setting)
+        store.save_index({name: keys[setting] for name, keys in explained.items()}, folder, model.name, setting)
+
+
+class Checkpoint:
+    """The scores of an utterance that is being explained, so that a kill costs seconds."""
+
+    def __init__(self, path: Path, key: str):
+        self.path, self.key, self.scores = path, key, store.load_partial(path, key)
+
+    def save(self, place: str, scores: np.ndarray) -> None:
+        self.scores[place] = scores
+        store.save_partial(self.scores, self.path, self.key)
 
 
 def explain_targets(
-    model: S2TModel, utterance: Utterance, targets: Sequence[str], occlusion: Occlusion, least: int = 1
+    model: S2TModel,
+    utterance: Utterance,
+    targets: Sequence[str],
+    occlusion: Occlusion,
+    least: int = 1,
+    checkpoint: Checkpoint | None = None,
 ) -> list[xr.Dataset]:
     """As `explain`, for several output languages of the same audio, which share the encoder passes.
 
@@ -202,7 +221,14 @@ def explain_targets(
             "encoder": lambda keep: divergence(partial(decode_without_steps, keep)),
         }
         scores = {
-            place: occlude(perturbed[place], masks[place], batch_size=occlusion.batch_size, device=features.device)
+            place: occlude(
+                perturbed[place],
+                masks[place],
+                batch_size=occlusion.batch_size,
+                device=features.device,
+                done=checkpoint.scores.get(place) if checkpoint else None,
+                checkpoint=partial(checkpoint.save, place) if checkpoint else None,
+            )
             for place in masks
         }
     seconds = time.monotonic() - started

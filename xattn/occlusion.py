@@ -15,6 +15,7 @@ V vocabulary; "cells" stands for (time, mel) or (step,).
 
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+CHECKPOINT_SECONDS = 10.0
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 
@@ -132,19 +134,27 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def occlude(
-    score: Callable[[Tensor], Tensor], masks: Masks, *, batch_size: int, device: torch.device | str = "cpu"
+    score: Callable[[Tensor], Tensor],
+    masks: Masks,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    done: np.ndarray | None = None,
+    checkpoint: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Score every perturbation: float32 (N, I).
 
     Args:
         score: takes keep (B, *cells), 1 where the input stays and 0 where it is hidden, and returns (B, I).
         batch_size: perturbations scored at once; it affects rounding only.
+        done: scores of the first perturbations, from an interrupted run.
+        checkpoint: is given all scores so far every CHECKPOINT_SECONDS.
     """
     if masks.number < 1:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
     labels = torch.from_numpy(masks.partition.labels).to(device)
-    batches = []
-    for start in range(0, masks.number, batch_size):
+    batches, saved = [] if done is None else [done], time.monotonic()
+    for start in range(0 if done is None else len(done), masks.number, batch_size):
         levels, hidden = masks.draw(start, min(start + batch_size, masks.number))
         kept = torch.from_numpy(~hidden).to(device).float()
         keep = torch.empty(len(kept), *labels.shape[1:], device=device)
@@ -155,4 +165,7 @@ def occlude(
         if not scores.isfinite().all():
             raise FloatingPointError("The model gave a score that is not finite: check its weights and the recording.")
         batches.append(scores.cpu().numpy())
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            checkpoint(np.concatenate(batches))
+            saved = time.monotonic()
     return np.concatenate(batches)

@@ -1,13 +1,16 @@
-"""Maps on disk: one Zarr group an utterance and setting, written whole or not at all, keyed by what produced it."""
+"""Maps on disk: a zipped Zarr group an utterance and setting, written whole or not at all, keyed by what made it."""
 
 import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
+from zarr.storage import ZipStore
 
 from xattn.occlusion import expand
 
@@ -22,42 +25,39 @@ def key_of(parameters: dict) -> str:
 
 def path_of(folder: str | Path, model: str, setting: str, utterance: str) -> Path:
     """Where the maps of one utterance lie below `folder`."""
-    return Path(folder) / model / setting / f"{utterance}.zarr"
+    return Path(folder) / model / setting / f"{utterance}.zarr.zip"
 
 
 def is_current(path: Path, key: str) -> bool:
-    """Whether `path` holds maps that were made under `key`."""
-    if not path.is_dir():
-        return False
-    return _open(path).attrs.get(KEY) == key
+    """Whether `path` holds maps that were made under `key`. ValueError: they are damaged."""
+    return path.exists() and _read(path, whole=False).attrs.get(KEY) == key
 
 
 def save(maps: xr.Dataset, path: Path, key: str) -> None:
     """Write maps under a temporary name and rename them whole; SM^X is stored in its compact form only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    replaced = path.with_name(f"{temporary.name}.old")
-    for leftover in (temporary, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = _temporary(path)
+    group = temporary.with_name(f"{temporary.name}.zarr")
+    shutil.rmtree(group, ignore_errors=True)
     compact = maps.drop_vars("input_saliency").assign_attrs({KEY: key})
-    compact.to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
-    if path.exists():
-        os.replace(path, replaced)  # deleted in place, an older unit could be read while half of it is gone
+    compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
+    # One file can be renamed in one step, and carries a checksum of every part.
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(file for file in group.rglob("*") if file.is_file()):
+            archive.write(file, file.relative_to(group).as_posix())
     os.replace(temporary, path)
-    shutil.rmtree(replaced, ignore_errors=True)
+    shutil.rmtree(group, ignore_errors=True)
 
 
 def load(path: Path) -> xr.Dataset:
-    """Read the maps of one utterance, with SM^X expanded to cells again."""
-    return expand(_open(path).load())
+    """Read the maps of one utterance, with SM^X expanded to cells again. ValueError: they are damaged."""
+    return expand(_read(path, whole=True))
 
 
-def save_index(utterances: list[str], folder: str | Path, model: str, setting: str) -> None:
-    """Record which utterances a run of a model and setting covers, so that those of an earlier run stay out of it."""
-    path = Path(folder) / model / setting / INDEX
-    temporary = path.with_name(f".{INDEX}.{os.getpid()}")
-    temporary.write_text(json.dumps(utterances), encoding="utf-8")
-    os.replace(temporary, path)
+def save_index(keys: dict[str, str], folder: str | Path, model: str, setting: str) -> None:
+    """Record which utterances a run of a model and setting covers, and under which keys, so that those of an earlier
+    run stay out of it."""
+    _write(json.dumps(keys), Path(folder) / model / setting / INDEX)
 
 
 def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
@@ -65,22 +65,48 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
 
     Raises:
         FileNotFoundError: there was none.
+        ValueError: maps are damaged, or were made again under other parameters by a run that did not finish.
     """
     index = Path(folder) / model / setting / INDEX
     if not index.is_file():
         raise FileNotFoundError(
             f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first."
         )
-    utterances = json.loads(index.read_text(encoding="utf-8"))
-    return (load(path_of(folder, model, setting, utterance)) for utterance in utterances)
+    keys = json.loads(index.read_text(encoding="utf-8"))
+    return (_load_keyed(path_of(folder, model, setting, utterance), key) for utterance, key in keys.items())
+
+
+def _load_keyed(path: Path, key: str) -> xr.Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is gone: run 10_maps again.")
+    maps = load(path)
+    if maps.attrs.get(KEY) != key:
+        raise ValueError(f"{path} was made under other parameters than the last finished run: run 10_maps again.")
+    return maps
+
+
+def save_partial(scores: dict[str, np.ndarray], path: Path, key: str) -> None:
+    """Write what is known so far of an utterance, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    with temporary.open("wb") as file:
+        np.savez(file, **scores, **{KEY: np.array(key)})
+    os.replace(temporary, path)
+
+
+def load_partial(path: Path, key: str) -> dict[str, np.ndarray]:
+    """What `save_partial` wrote under `key`; nothing where that is absent or unreadable, as it is quickly redone."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            scores = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
+    return scores if str(scores.pop(KEY, "")) == key else {}
 
 
 def save_texts(texts: list[str], path: Path, key: str) -> None:
     """Write decoded texts, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({KEY: key, "texts": texts}, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    _write(json.dumps({KEY: key, "texts": texts}, ensure_ascii=False), path)
 
 
 def load_texts(path: Path, key: str) -> list[str] | None:
@@ -94,8 +120,28 @@ def load_texts(path: Path, key: str) -> list[str] | None:
         raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
 
 
-def _open(path: Path) -> xr.Dataset:
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write(text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read(path: Path, whole: bool) -> xr.Dataset:
     try:
-        return xr.open_zarr(path, consolidated=False, chunks=None)
-    except (OSError, ValueError, KeyError) as error:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} fails its checksum")
+        zipped = ZipStore(path, mode="r")
+        try:
+            maps = xr.open_zarr(zipped, consolidated=False, chunks=None)
+            return maps.load() if whole else maps
+        finally:
+            zipped.close()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no readable maps ({error}): delete it and run 10_maps again.") from error
