@@ -272,7 +272,7 @@ def test_weights_that_are_not_finite(made, model, utterance, monkeypatch):
 
 
 class Untouchable:
-    """A model of which only the name, the device and the weights' hash may be read."""
+    """A model of which only the name, the device and the hash may be read."""
 
     def __init__(self, model):
         self.name, self.device, self.weights_hash = model.name, model.device, model.weights_hash
@@ -359,5 +359,7 @@ def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utteran
     explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
     assert [item.utterance for item in store.load_all(tmp_path, "tiny", "en")] == [utterances[1].id]
     printed = capsys.readouterr().out
-    assert printed.startswith("tiny en 1/2: left out. tiny wrote ") and "for en-test-0 in 'en': check" in printed
+    assert (
+        printed.startswith("tiny en 1/2 en-test-0: left out (tiny wrote ") and "for en-test-0 in 'en': check" in printed
+    )
     explain(model, utterances[0], **SMALL)  # a single token can be explained

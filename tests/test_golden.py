@@ -221,7 +221,7 @@ def test_features_to_maps_end_to_end():
     golden = fixture("end_to_end")
     network = conformer(golden)
     network.config.language_ids = {}
-    model = ConformerModel(network, tokenizer=None, name="golden", weights_hash="")
+    model = ConformerModel(network, tokenizer=None, source="golden", weights_hash="")
     features, ids = torch.from_numpy(golden["input_features"]), torch.from_numpy(golden["decoder_input_ids"])
     states = model.encode(features[None])
     log_p = model.decode(states, ids)

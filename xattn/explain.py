@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from xattn import store
 from xattn.attention import cross_attention
 from xattn.audio import WINDOW_SECONDS, mel_centres
 from xattn.corpus import Utterance, utterance_from_file
-from xattn.models import S2TModel
+from xattn.models import S2TModel, load_model
 from xattn.occlusion import Masks, Partition, UnitScores, expand, kl_divergence, occlude
 from xattn.segments import slic_pyramid
 
@@ -107,11 +107,19 @@ def explain(
 
 
 def explain_corpus(
-    model: S2TModel, utterances: Sequence[Utterance], settings: Sequence[str], folder: Path, occlusion: Occlusion
+    model: S2TModel,
+    utterances: Sequence[Utterance],
+    settings: Sequence[str],
+    folder: Path,
+    occlusion: Occlusion,
+    client=None,
 ) -> None:
     """Explain utterances of one language into the store, an utterance at a time; what is there already is skipped.
 
-    settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
+    Args:
+        settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
+        client: of `xattn.workers.connect`; its workers have to see the model's and the corpus's files and `folder`.
+
     An utterance for which the model writes fewer than two tokens is left out, as nothing can be correlated there.
     """
     sources = {setting.partition("-")[0] for setting in settings}
@@ -121,42 +129,69 @@ def explain_corpus(
             f"Utterance {foreign.id} is spoken in {foreign.language!r}, but not all of the settings "
             f"{', '.join(settings)} start from it: explain one source language at a time."
         )
-    targets = [setting.rpartition("-")[2] for setting in settings]
-    occlusion = occlusion.on(model.device)
-    started, done, explained = time.monotonic(), 0, {}
-    for number, utterance in enumerate(utterances, start=1):
-        origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
-            "weights": model.weights_hash,
-            "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
-            "utterance": utterance.id,
-            "version": VERSION,
-            "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
-        }
-        keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
-        paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
-        if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
-            explained[utterance.id] = keys
-            continue
-        partial_path = paths[settings[0]].with_name(f".{utterance.id}.partial.npz")
-        checkpoint = Checkpoint(partial_path, store.key_of(keys))
-        try:
-            for maps in explain_targets(model, utterance, targets, occlusion, least=2, checkpoint=checkpoint):
-                store.save(maps, paths[maps.setting], keys[maps.setting])
-            partial_path.unlink(missing_ok=True)
-        except NothingToExplain as error:
-            print(f"{model.name} {'+'.join(settings)} {number}/{len(utterances)}: left out. {error}", flush=True)
-            continue
-        explained[utterance.id] = keys
-        done += 1
-        seconds = time.monotonic() - started
-        left = seconds / done * (len(utterances) - number)
-        print(
-            f"{model.name} {'+'.join(settings)} {number}/{len(utterances)} {utterance.id}: "
-            f"{seconds / done:.1f} s an utterance, {left:.0f} s left",
-            flush=True,
-        )
+    unit = partial(explain_into, settings=list(settings), folder=Path(folder), occlusion=occlusion.on(model.device))
+    if client is None:
+        outcomes = ((utterance, unit(model, utterance)) for utterance in utterances)
+    else:
+        outcomes = _on_workers(client, model, utterances, unit)
+    started, done, keys = time.monotonic(), 0, {}
+    for number, (utterance, (found, said)) in enumerate(outcomes, start=1):
+        keys[utterance.id] = found
+        if said:
+            done += 1
+            seconds = (time.monotonic() - started) / done
+            print(
+                f"{model.name} {'+'.join(settings)} {number}/{len(utterances)} {utterance.id}: {said}; "
+                f"{seconds:.1f} s an utterance, {seconds * (len(utterances) - number):.0f} s left",
+                flush=True,
+            )
     for setting in settings:
-        store.save_index({name: keys[setting] for name, keys in explained.items()}, folder, model.name, setting)
+        index = {u.id: keys[u.id][setting] for u in utterances if keys[u.id]}
+        store.save_index(index, folder, model.name, setting)
+
+
+def explain_into(
+    model: S2TModel, utterance: Utterance, settings: Sequence[str], folder: Path, occlusion: Occlusion
+) -> tuple[dict[str, str], str]:
+    """Explain one utterance into the store, unless it is there: its keys, none where it was left out, and what was
+    done, "" where nothing."""
+    origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
+        "weights": model.weights_hash,
+        "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
+        "utterance": utterance.id,
+        "version": VERSION,
+        "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
+    }
+    keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
+    paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
+    if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
+        return keys, ""
+    partial_path = paths[settings[0]].with_name(f".{utterance.id}.partial.npz")
+    checkpoint = Checkpoint(partial_path, store.key_of(keys))
+    targets = [setting.rpartition("-")[2] for setting in settings]
+    try:
+        for maps in explain_targets(model, utterance, targets, occlusion, least=2, checkpoint=checkpoint):
+            store.save(maps, paths[maps.setting], keys[maps.setting])
+    except NothingToExplain as error:
+        return {}, f"left out ({error})"
+    partial_path.unlink(missing_ok=True)
+    return keys, "explained"
+
+
+def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
+    from dask.distributed import as_completed
+
+    source, device = str(Path(model.source).resolve()), str(model.device)
+    futures = {client.submit(_on_worker, source, device, unit, item, pure=False): item for item in utterances}
+    for future, outcome in as_completed(futures, with_results=True):
+        yield futures[future], outcome
+
+
+def _on_worker(source: str, device: str, unit: Callable, utterance: Utterance) -> tuple[dict[str, str], str]:
+    return unit(_loaded(source, device), utterance)
+
+
+_loaded = cache(load_model)  # once a worker
 
 
 class Checkpoint:

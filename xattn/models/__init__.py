@@ -19,6 +19,7 @@ class S2TModel(Protocol):
     """
 
     name: str
+    source: str  # what it was loaded from
     weights_hash: str
     languages: tuple[str, ...]
     device: torch.device

@@ -309,8 +309,9 @@ class ConformerModel:
     frame_seconds = FRAME_SECONDS
     subsampling = SUBSAMPLING
 
-    def __init__(self, network: ConformerForConditionalGeneration, tokenizer, name: str, weights_hash: str):
-        self.network, self.tokenizer, self.name, self.weights_hash = network, tokenizer, name, weights_hash
+    def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
+        self.network, self.tokenizer, self.source, self.weights_hash = network, tokenizer, source, weights_hash
+        self.name = Path(source).name
         self.config = network.config
         self.languages = tuple(self.config.language_ids)
 
@@ -338,7 +339,7 @@ class ConformerModel:
             raise ValueError(f"{folder / 'model.safetensors'} lacks {', '.join(absent)}: fetch or train it again.")
         network = network.to(device).eval()
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
-        return cls(network, tokenizer, folder.name, folder_hash(folder))
+        return cls(network, tokenizer, str(folder), folder_hash(folder))
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,63 @@
+"""Utterances on workers of their own."""
+
+import os
+import signal
+
+import pytest
+import xarray as xr
+
+from xattn import store
+from xattn.explain import Occlusion, explain_corpus
+from xattn.workers import connect
+
+SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
+
+
+def test_no_workers_are_this_process():
+    for where in (None, ""):
+        with connect(where) as client:
+            assert client is None
+
+
+@pytest.mark.parametrize("where", ["two", "0", "slurm:", "slurm:many", "-1"])
+def test_a_place_that_is_none(where):
+    with pytest.raises(ValueError, match=r"^WORKERS is '.*': give the address of a Dask scheduler, a number of"):
+        connect(where).__enter__()
+
+
+def test_nobody_answers():
+    with pytest.raises(OSError, match="No Dask scheduler answers at tcp://127.0.0.1:9: start one there"):
+        connect("tcp://127.0.0.1:9").__enter__()
+
+
+def test_workers_give_the_maps_of_one_process(model, utterances, tmp_path, capsys):
+    explain_corpus(model, utterances, ["en", "en-it"], tmp_path / "one", SMALL)
+    capsys.readouterr()
+    with connect("2") as client:
+        client.run(_dies_once, str(tmp_path / "died"))
+        explain_corpus(model, utterances, ["en", "en-it"], tmp_path / "two", SMALL, client)
+        assert (tmp_path / "died").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[-1].startswith("tiny en+en-it 2/2 ") and lines[-1].endswith(" 0 s left")
+    for setting in ("en", "en-it"):
+        pairs = [list(store.load_all(tmp_path / folder, "tiny", setting)) for folder in ("one", "two")]
+        assert [maps.utterance for maps in pairs[1]] == [utterance.id for utterance in utterances]
+        for one, two in zip(*pairs, strict=True):
+            xr.testing.assert_identical(one.assign_attrs(seconds=None), two.assign_attrs(seconds=None))
+
+
+def _dies_once(flag):
+    """Let the first utterance that any worker saves kill that worker before it is written."""
+    from xattn import store
+
+    save = store.save
+
+    def dying(*arguments):
+        try:
+            os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            save(*arguments)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store.save = dying

@@ -1,0 +1,55 @@
+"""Where utterances are explained: in this process, in several of this machine, or on a cluster."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WHERE = "the address of a Dask scheduler, a number of processes such as 2, or slurm:8 for as many jobs of a cluster"
+
+
+@contextmanager
+def connect(where: str | None = None) -> Iterator:
+    """A Dask client, or None for this process alone.
+
+    Args:
+        where: "" or None, this process; "2", as many processes on this machine; "tcp://host:8786", the scheduler there;
+            "slurm:8", as many SLURM jobs, described in Dask's own configuration (jobqueue.yaml).
+
+    Raises:
+        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: nothing answers there.
+    """
+    if not where:
+        yield None
+        return
+    kind, _, number = where.rpartition(":")
+    if not (where.isdigit() and int(where) or kind == "slurm" and number.isdigit() and int(number) or "//" in where):
+        raise ValueError(f"WORKERS is {where!r}: give {WHERE}.")
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ImportError("WORKERS needs Dask: install it with `pip install 'xattn[cluster]'`.") from error
+    if where.isdigit():
+        threads = max(1, (os.cpu_count() or 1) // int(where))
+        cluster = LocalCluster(
+            n_workers=int(where),
+            threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
+            dashboard_address=None,
+            env={"OMP_NUM_THREADS": str(threads)},
+        )
+    elif kind == "slurm":
+        from dask_jobqueue import SLURMCluster
+
+        cluster = SLURMCluster()
+        cluster.scale(jobs=int(number))
+    else:
+        cluster = where
+    try:
+        client = Client(cluster, timeout=30)
+    except (OSError, TimeoutError) as error:
+        raise OSError(f"No Dask scheduler answers at {where}: start one there, or change WORKERS.") from error
+    try:
+        yield client
+    finally:
+        client.close()
+        if cluster is not where:
+            cluster.close()
