@@ -3,6 +3,8 @@
 PROFILE ?= mini
 TORCH ?=
 JUPYTER ?=
+WORKERS ?=
+export WORKERS
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 PROFILES := $(sort $(basename $(notdir $(wildcard notebooks/profiles/*.yaml))))
@@ -25,12 +27,13 @@ IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce verify accept test lab data train clean
+.PHONY: help setup dry reproduce verify accept test lab data train clean
 
 help:  ## what there is to do (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PROFILE=$(PROFILE)    what to reproduce; one of: $(PROFILES)"
+	@echo "  WORKERS=        explain utterances on a number of processes, a Dask scheduler (tcp://...) or SLURM (slurm:8)"
 	@echo "  TORCH=          arguments of pip for another build of torch, at the first set-up: TORCH=\"--index-url ...\""
 	@echo "  JUPYTER=        arguments of JupyterLab, at make lab: JUPYTER=\"--no-browser --port 8888\""
 	@echo "  PYTHON=         the Python 3.11 or newer to set up .venv with, where the one found is not the one wanted"
@@ -49,6 +52,9 @@ setup: $(READY)  ## the environment: .venv with the locked versions, unless one 
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+dry: $(READY)  ## what make reproduce would run, and about how long and how large the maps would be
+	@"$(PY)" -m xattn.reproduce notebooks/profiles/$(PROFILE).yaml --dry-run
 
 reproduce: $(READY)  ## every table and figure of PROFILE, to figures/PROFILE; a second call does only what changed
 	@"$(PY)" -m xattn.reproduce notebooks/profiles/$(PROFILE).yaml

@@ -15,7 +15,7 @@ import xattn.occlusion
 from xattn import store
 from xattn.audio import mel_centres
 from xattn.compare import correlate
-from xattn.explain import VERSION, Occlusion, explain, explain_corpus, explain_targets
+from xattn.explain import VERSION, Occlusion, cost, explain, explain_corpus, explain_targets
 from xattn.models.conformer import ConformerModel
 from xattn.occlusion import Masks, Partition
 from xattn.segments import slic_pyramid
@@ -309,6 +309,22 @@ def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys,
     explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
     assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
     assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
+
+
+def test_the_cost_of_a_corpus_is_foretold(model, utterances):
+    few = Occlusion(input_masks=50, encoder_masks=50, batch_size=5, precision="float32")
+    many = Occlusion(input_masks=5000, encoder_masks=5000, batch_size=5, precision="float32")
+    sizes = []
+    for occlusion in (few, many):
+        seconds, size = cost(model, utterances, ["en", "en-it"], occlusion)
+        assert seconds > 0
+        sizes.append(size)
+    both = explain_targets(model, utterances[1], ["en", "it"], few)
+    stored = sum(maps.drop_vars("input_saliency").nbytes for maps in both)
+    share = sum(utterance.duration for utterance in utterances) / utterances[1].duration
+    assert sizes[0] == pytest.approx(stored * share)
+    tokens = sum(maps.sizes["token"] for maps in both)
+    assert sizes[1] - sizes[0] == pytest.approx(2 * 4950 * tokens * 4 * share)
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 5, 7])

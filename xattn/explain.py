@@ -178,6 +178,34 @@ def explain_into(
     return keys, "explained"
 
 
+def cost(
+    model: S2TModel, utterances: Sequence[Utterance], settings: Sequence[str], occlusion: Occlusion
+) -> tuple[float, float]:
+    """Seconds and bytes that `explain_corpus` would take, from a few batches of masks of one utterance.
+
+    That utterance is the one of median length; time and size are taken to grow with the length.
+    """
+    targets = [setting.rpartition("-")[2] for setting in settings]
+    utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
+    few = occlusion.batch_size
+    seconds, size = {}, 0.0
+    for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first one warms up
+        started = time.monotonic()
+        maps = explain_targets(
+            model, utterance, targets, replace(occlusion, input_masks=number[0], encoder_masks=number[1])
+        )
+        seconds[number] = time.monotonic() - started
+    once = seconds[few, few]
+    mask = [max(0.0, seconds[number] - once) / (2 * few) for number in ((3 * few, few), (few, 3 * few))]
+    masks = occlusion.input_masks, occlusion.encoder_masks
+    once += sum(each * (number - few) for each, number in zip(mask, masks, strict=True))
+    for item in maps:
+        fixed = item.drop_vars(["input_saliency", "input_scores", "encoder_scores"]).nbytes
+        size += fixed + sum(masks) * item.sizes["token"] * item.input_scores.dtype.itemsize
+    share = sum(item.duration for item in utterances) / utterance.duration
+    return once * share, size * share
+
+
 def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
     from dask.distributed import as_completed
 

@@ -21,10 +21,13 @@ from pathlib import Path
 
 import yaml
 
-from xattn.explain import PRECISIONS
+from xattn.corpus import load_corpus
+from xattn.explain import PRECISIONS, Occlusion, cost
+from xattn.models import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-AT_ONCE = min(2, os.cpu_count() or 1)  # two notebooks of half the threads each lose less time than one with all
+# Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.
+AT_ONCE = 1 if os.environ.get("WORKERS") else min(2, os.cpu_count() or 1)
 
 
 def table(name: str) -> tuple[str, ...]:
@@ -288,6 +291,24 @@ def execute(job: Job, root: Path) -> float:
     return seconds
 
 
+def foretell(jobs: list[Job]) -> None:
+    """Print what would run and, from a few masks of each, about what the maps would cost."""
+    hours, gigabytes = 0.0, 0.0
+    for job in jobs:
+        print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""), end="")
+        if job.stale and "input_masks" in job.parameters:
+            given = job.parameters
+            occlusion = Occlusion(**{key: given[key] for key in MASKS if key != "utterances"})
+            language = given["settings"][0].partition("-")[0]
+            corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
+            seconds, size = cost(load_model(given["model"], given["device"]), corpus, given["settings"], occlusion)
+            hours, gigabytes = hours + seconds / 3600, gigabytes + size / 1e9
+            print(f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB", end="", flush=True)
+        print()
+    if hours:
+        print(f"The maps would take about {hours:.1f} h and at most {gigabytes:.1f} GB, one after the other.")
+
+
 def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
     """Run jobs in their order, up to `at_once` together, each when the steps it waits for have ended.
 
@@ -347,8 +368,7 @@ def run(
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
     if dry_run:
-        for job in jobs:
-            print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""))
+        foretell(jobs)
         return
     if not stale:
         print(f"{output} is up to date ({len(jobs)} notebooks); nothing to do.")
