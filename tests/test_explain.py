@@ -335,15 +335,20 @@ def test_a_kill_in_the_middle_of_an_utterance_costs_no_finished_batch(
     occlusion = Occlusion(**SMALL | {"encoder_masks": 20})
     expected = explain(model, utterances[0], **asdict(occlusion))
     monkeypatch.setattr("xattn.occlusion.CHECKPOINT_SECONDS", -1.0)
-    scored, whole = [], xattn.occlusion.kl_divergence
+    scored, whole = [], xattn.occlusion.divergence_from
 
-    def dying(log_p, log_q):
-        scored.append(len(log_q))
-        if len(scored) == killed_at:
-            raise KeyboardInterrupt
-        return whole(log_p, log_q)
+    def dying(log_p):
+        divergence = whole(log_p)
 
-    monkeypatch.setattr(sys.modules["xattn.explain"], "kl_divergence", dying)
+        def counted(log_q):
+            scored.append(len(log_q))
+            if len(scored) == killed_at:
+                raise KeyboardInterrupt
+            return divergence(log_q)
+
+        return counted
+
+    monkeypatch.setattr(sys.modules["xattn.explain"], "divergence_from", dying)
     with pytest.raises(KeyboardInterrupt):
         explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
     (partial,) = (tmp_path / "tiny" / "en").iterdir()

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy, mannwhitneyu
 
-from xattn.occlusion import Masks, Partition, UnitScores, kl_divergence, occlude
+from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, kl_divergence, occlude
 
 GRID = (24, 16)
 
@@ -209,6 +209,19 @@ def test_kl_divergence_of_any_distributions(logits):
     assert result == pytest.approx(rel_entr(np.exp(log_p), np.exp(log_q)).sum(), rel=1e-9, abs=1e-12)
     assert result > -1e-12
     assert kl_divergence(torch.from_numpy(log_p), torch.from_numpy(log_p)).item() == 0
+
+
+def test_divergence_from_one_distribution_to_many():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(50), 3), rng.dirichlet(np.ones(50), (4, 3))
+    log_p, log_q = torch.from_numpy(p).log(), torch.from_numpy(q).log()
+    np.testing.assert_allclose(divergence_from(log_p)(log_q), kl_divergence(log_p, log_q), rtol=1e-10)
+    near = log_p.float() + 1e-3 * torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0))
+    near = near.log_softmax(-1)
+    exact = kl_divergence(log_p.float().double(), near.double())
+    np.testing.assert_allclose(divergence_from(log_p.float())(near), exact, rtol=2e-2, atol=1e-7)
+    log_p[0, 0] = log_q[0, 0, 0] = log_q[1, 0, 0] = -math.inf
+    assert torch.equal(divergence_from(log_p)(log_q), kl_divergence(log_p, log_q))
 
 
 def test_kl_divergence_is_in_nats_over_the_last_axis():

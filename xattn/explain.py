@@ -18,7 +18,7 @@ from xattn.attention import cross_attention
 from xattn.audio import WINDOW_SECONDS, mel_centres
 from xattn.corpus import Utterance, utterance_from_file
 from xattn.models import S2TModel, load_model
-from xattn.occlusion import Masks, Partition, UnitScores, expand, kl_divergence, occlude
+from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, expand, occlude
 from xattn.segments import slic_pyramid
 
 VERSION = 3  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
@@ -269,13 +269,12 @@ def explain_targets(
         ),
     }
     with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
-        original = [model.decode(states, ids)[:, part] for ids, part in zip(inputs, rows, strict=True)]  # (1, I, V)
+        divergences = [
+            divergence_from(model.decode(states, ids)[0, part]) for ids, part in zip(inputs, rows, strict=True)
+        ]
 
         def divergence(decode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            scores = [
-                kl_divergence(log_p, decode(ids)[:, part])
-                for log_p, ids, part in zip(original, inputs, rows, strict=True)
-            ]
+            scores = [own(decode(ids)[:, part]) for own, ids, part in zip(divergences, inputs, rows, strict=True)]
             return torch.cat(scores, dim=1)  # (B, tokens of all hypotheses)
 
         decode_without_steps = model.decoder_without_steps(states)

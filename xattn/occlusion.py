@@ -133,6 +133,20 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * difference).sum(dim=-1)
 
 
+def divergence_from(log_p: Tensor) -> Callable[[Tensor], Tensor]:
+    """`kl_divergence` from one distribution a token, log_p (I, V), to many: a function of log_q (B, I, V).
+
+    A product with the fixed P takes fewer passes over log_q, which is most of what is left to do after a decoding.
+    """
+    p = log_p.exp()
+
+    def divergence(log_q: Tensor) -> Tensor:
+        scores = -torch.einsum("iv,biv->bi", p, log_q - log_p)
+        return scores if scores.isfinite().all() else kl_divergence(log_p, log_q)  # probabilities of exactly 0
+
+    return divergence
+
+
 def occlude(
     score: Callable[[Tensor], Tensor],
     masks: Masks,
