@@ -27,7 +27,7 @@ IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dry reproduce verify accept test lab data train clean
+.PHONY: help setup dry reproduce verify accept test bench faults lab data train clean
 
 help:  ## what there is to do (this text)
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,12 @@ test: $(READY)  ## lint, format and tests
 	@"$(PY)" -m ruff check
 	@"$(PY)" -m ruff format --check
 	@"$(PY)" -m pytest -q
+
+bench: $(READY)  ## speed and memory as ratios, to benchmarks/results
+	@"$(PY)" -m benchmarks.bench
+
+faults: $(READY)  ## a run of PROFILE killed at 50 random moments, against an undisturbed one
+	@"$(PY)" -m benchmarks.faults 50 --profile $(PROFILE)
 
 # Kernels start in this folder, as under `make reproduce`, so that the notebooks' relative paths mean the same.
 lab: $(READY)  ## JupyterLab on the notebooks

@@ -40,13 +40,18 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
     group = temporary.with_name(f"{temporary.name}.zarr")
     shutil.rmtree(group, ignore_errors=True)
     compact = maps.drop_vars("input_saliency").assign_attrs({KEY: key})
-    compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
-    # One file can be renamed in one step, and carries a checksum of every part.
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(file for file in group.rglob("*") if file.is_file()):
-            archive.write(file, file.relative_to(group).as_posix())
-    os.replace(temporary, path)
-    shutil.rmtree(group, ignore_errors=True)
+    try:
+        compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
+        # One file can be renamed in one step, and carries a checksum of every part.
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(file for file in group.rglob("*") if file.is_file()):
+                archive.write(file, file.relative_to(group).as_posix())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error.strerror}): make room and run 10_maps again.") from error
+    finally:
+        shutil.rmtree(group, ignore_errors=True)
 
 
 def load(path: Path) -> xr.Dataset:

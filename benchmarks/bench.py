@@ -1,0 +1,221 @@
+"""Speed and memory as ratios measured in one run: `make bench`, or `python -m benchmarks.bench --device cuda`.
+
+Every comparison interleaves what it compares, repeats it and takes the fastest, because other work on a machine only
+ever adds time. Results are printed and written to benchmarks/results/<processor>.json with machine and versions.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import xattn
+from xattn.explain import Occlusion, explain_corpus, explain_targets
+from xattn.models import S2TModel
+from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, occlude
+from xattn.reproduce import versions
+from xattn.segments import slic_pyramid
+from xattn.workers import connect
+
+ROOT = Path(__file__).resolve().parents[1]
+REPEATS = 3
+
+
+def fastest(*contestants: Callable[[], object]) -> list[float]:
+    """Seconds of each, the fastest of REPEATS rounds in which all take their turn; the first round warms up."""
+    rounds = []
+    for _ in range(REPEATS + 1):
+        seconds = []
+        for contestant in contestants:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            contestant()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - started)
+        rounds.append(seconds)
+    return np.min(rounds[1:], axis=0).tolist()
+
+
+def whole_over_bare(model: S2TModel, utterance, precision: str, number: int = 512) -> list[dict]:
+    """Time of SM^X and SM^H, everything included, over that of their masked forward passes with the same batches."""
+    features = model.features(utterance.audio())
+    states = model.encode(features[None])
+    ids = model.generate(features[None], utterance.language)[0]
+    inputs = torch.cat([model.prompt(utterance.language), ids])[:-1]
+    segments = Partition.of(slic_pyramid(features.cpu().numpy()))
+    steps = Partition.of(np.arange(states.shape[1])[None])
+    batch = Occlusion().batch_size
+    found = []
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        decode = model.decoder_without_steps(states)
+        divergence = divergence_from(model.decode(states, inputs))
+        passes = {
+            "SM^X": (segments, 0.5, lambda keep: model.decode(model.encode(features * keep), inputs)),
+            "SM^H": (steps, 0.7, lambda keep: decode(keep, inputs)),
+        }
+        for name, (partition, p, forward) in passes.items():
+            masks = Masks(partition, number, p, 0, "bench")
+            keeps = []
+            occlude(lambda keep, k=keeps: k.append(keep) or torch.zeros(len(keep), 1), masks, batch_size=batch,
+                    device=features.device)  # fmt: skip
+
+            def bare(forward=forward, keeps=keeps):
+                for keep in keeps:
+                    forward(keep)
+
+            def whole(forward=forward, masks=masks):
+                scores = occlude(lambda k: divergence(forward(k)), masks, batch_size=batch, device=features.device)
+                UnitScores.of(scores, masks)
+
+            seconds = fastest(whole, bare)
+            found.append({
+                "what": f"{name} over its bare passes, {model.name}, {precision}",
+                "ratio": seconds[0] / seconds[1],
+                "detail": f"{1000 * seconds[0] / number:.2f} ms a mask, {len(features)} frames, {len(ids)} tokens",
+            })  # fmt: skip
+    return found
+
+
+# The published algorithm on one batch: KL from probabilities, and dense sums of every token's cells.
+DENSE = """
+def dense(p, logits, keep):
+    q = logits.softmax(-1)
+    scores = (p * (p / q).log()).sum(-1)  # (B, I)
+    hidden = 1 - keep
+    heat = (scores[:, :, None, None] * hidden[:, None]).sum(0)  # (I, T, F)
+    return heat, hidden.sum(0)
+"""
+BATCH = """
+import resource, sys, time
+import numpy as np
+import torch
+from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, kl_divergence
+from xattn.segments import slic_pyramid
+torch.set_num_threads({threads})
+rng = np.random.default_rng(0)
+masks = Masks(Partition.of(slic_pyramid(rng.standard_normal((500, 80)).astype(np.float32))), 64, 0.5, 0, "bench")
+log_p = torch.randn(40, 8000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+logits = torch.randn(64, 40, 8000, generator=torch.Generator().manual_seed(1))
+levels, hidden = masks.draw(0, 64)
+keep = torch.from_numpy(np.stack([~row[masks.partition.labels[level]] for level, row in zip(levels, hidden)])).float()
+p, divergence = log_p.exp(), divergence_from(log_p)
+{dense}
+def ours():
+    return UnitScores.of(divergence(logits.log_softmax(-1)).numpy(), masks)
+run = {{"ours": ours, "dense": lambda: dense(p, logits, keep)}}["{name}"]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+seconds = []
+for _ in range({repeats} + 1):
+    started = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - started)
+print(min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def one_batch() -> list[dict]:
+    """Scoring and accumulation of 64 masks, 40 tokens, 500 x 80 cells and 8,000 pieces, each way in its own process."""
+    measured = {}
+    for name in ("ours", "dense"):
+        code = BATCH.format(name=name, dense=DENSE, repeats=REPEATS, threads=torch.get_num_threads())
+        output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+        measured[name] = [float(number) for number in output.stdout.split()]
+    ours, dense = measured["ours"], measured["dense"]
+    detail = f"{1000 * ours[0]:.0f} and {1000 * dense[0]:.0f} ms"
+    memory = f"{ours[1] / 1024:.0f} and {dense[1] / 1024:.0f} MiB above the inputs"
+    return [
+        {"what": "time of one batch, dense over ours", "ratio": dense[0] / ours[0], "detail": detail},
+        {"what": "memory of one batch, dense over ours", "ratio": dense[1] / max(ours[1], 1), "detail": memory},
+    ]
+
+
+def growth(model: S2TModel, utterances) -> list[dict]:
+    """How cost grows with masks, length and utterances, as cost for four times as much over four times the cost."""
+    by_length = sorted(utterances, key=lambda utterance: utterance.duration)
+    short, long = by_length[0], by_length[-1]
+
+    def run(items, number):
+        occlusion = Occlusion(input_masks=number, encoder_masks=number)
+        for item in items:
+            explain_targets(model, item, [item.language], occlusion)
+
+    middle = by_length[len(by_length) // 2]
+    few, many = fastest(partial(run, [middle], 256), partial(run, [middle], 1024))
+    found = [{"what": "masks, four times as many", "ratio": many / (4 * few), "detail": f"{few:.1f} and {many:.1f} s"}]
+    one, four = fastest(partial(run, [middle], 256), partial(run, [middle] * 4, 256))
+    detail = f"{one:.1f} and {four:.1f} s"
+    found.append({"what": "utterances, four times as many", "ratio": four / (4 * one), "detail": detail})
+    seconds = fastest(partial(run, [short], 256), partial(run, [long], 256))
+    times = long.duration / short.duration
+    detail = f"{short.duration:.1f} s of audio in {seconds[0]:.1f} s, {long.duration:.1f} in {seconds[1]:.1f}"
+    found.append({"what": "length, relative", "ratio": seconds[1] / (times * seconds[0]), "detail": detail})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run([middle], 4096)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    detail = f"{before / 1024:.0f} and {after / 1024:.0f} MiB, at 1,024 and at 4,096 masks"
+    found.append({"what": "peak memory, four times as many masks", "ratio": after / before, "detail": detail})
+    return found
+
+
+def workers(model: S2TModel, utterances) -> list[dict]:
+    """Throughput of two workers of one thread over that of one."""
+    occlusion, seconds = Occlusion(input_masks=800, encoder_masks=800), []
+    for number in ("1", "2"):
+        with connect(number) as client, tempfile.TemporaryDirectory() as folder:
+            client.run(torch.set_num_threads, 1)
+            explain_corpus(model, utterances[: int(number)], ["en"], Path(folder, "warm"), occlusion, client)
+            started = time.perf_counter()
+            explain_corpus(model, utterances, ["en"], Path(folder, "maps"), occlusion, client)
+            seconds.append(time.perf_counter() - started)
+    detail = f"{len(utterances)} utterances in {seconds[0]:.0f} and {seconds[1]:.0f} s"
+    return [{"what": "two workers over one", "ratio": seconds[0] / seconds[1], "detail": detail}]
+
+
+def processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return str(torch.cpu.get_capabilities().get("cpu_name", platform.machine()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", type=Path, default=ROOT / "data" / "models" / "base")
+    arguments = parser.parse_args()
+    model = xattn.load_model(arguments.model, arguments.device)
+    utterances = xattn.load_corpus(ROOT / "data", language="en", split="test")[:16]
+    rows = []
+    for step in (
+        *(partial(whole_over_bare, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
+        one_batch,
+        partial(growth, model, utterances),
+        partial(workers, model, utterances),
+    ):
+        for row in step():
+            rows.append({**row, "ratio": round(row["ratio"], 3)})
+            print(f"{row['ratio']:8.2f}  {row['what']} ({row['detail']})", flush=True)
+    name = re.sub(r"\W+", "-", f"{processor()} {os.cpu_count()} cores").strip("-").lower()
+    facts = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    facts |= {"python": platform.python_version(), "packages": versions(), "rows": rows}
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
