@@ -29,7 +29,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.dpi": 100,
-    "savefig.dpi": 200,
+    "savefig.dpi": 160,
     "svg.hashsalt": "xattn",
     "svg.fonttype": "none",
 }
@@ -98,7 +98,7 @@ def _map(axes: Axes, panel: np.ndarray, maps: xr.Dataset, words: Sequence[Word])
     image = axes.imshow(
         panel,
         aspect="auto",
-        interpolation="nearest",
+        interpolation="none",  # a vector file then holds the cells themselves, not their enlargement
         cmap=MAP_COLOURS,
         norm=Normalize(0, SATURATION),
         extent=(start, start + width * panel.shape[1], len(panel) - 0.5, -0.5),
@@ -126,6 +126,7 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
     axes.imshow(
         features.T,
         aspect="auto",
+        interpolation="none",
         origin="lower",
         cmap="Greys",
         vmin=-1.5,
