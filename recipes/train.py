@@ -6,6 +6,7 @@ data/models/<name>: configuration, float16 weights, SentencePiece model, trainin
 """
 
 import argparse
+import io
 import os
 import time
 from dataclasses import dataclass, replace
@@ -172,9 +173,10 @@ def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentence
     """SentencePiece unigram model over all texts the model may write, with one tag for each language."""
     if not path.is_file():
         texts = list(table.transcript) + (list(table.translation) if recipe.translation_from is not None else [])
+        vocabulary = io.BytesIO()  # written to a file by itself, it would hold that file's path
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
-            model_prefix=str(path.with_suffix("")),
+            model_writer=vocabulary,
             vocab_size=recipe.vocabulary,
             model_type="unigram",
             bos_id=BOS,
@@ -186,6 +188,7 @@ def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentence
             num_threads=1,
             minloglevel=2,
         )
+        path.write_bytes(vocabulary.getvalue())
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 

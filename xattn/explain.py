@@ -207,7 +207,7 @@ def cost(
 
 
 def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
-    from dask.distributed import as_completed
+    from distributed import as_completed
 
     source, device = str(Path(model.source).resolve()), str(model.device)
     futures = {client.submit(_on_worker, source, device, unit, item, pure=False): item for item in utterances}

@@ -25,7 +25,7 @@ def connect(where: str | None = None) -> Iterator:
     if not (where.isdigit() and int(where) or kind == "slurm" and number.isdigit() and int(number) or "//" in where):
         raise ValueError(f"WORKERS is {where!r}: give {WHERE}.")
     try:
-        from dask.distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError("WORKERS needs Dask: install it with `pip install 'xattn[cluster]'`.") from error
     if where.isdigit():
