@@ -27,6 +27,12 @@ def test_each_column_has_its_tolerance(column, value, differs):
         assert len(found) == 1 and found[0].startswith(f"row 2, {column}: {value} instead of ")
 
 
+def test_an_empty_text_equals_itself():
+    table = pd.DataFrame({"map": ["CA", "SM^X"], "minus": [None, "CA"], "area": [60.0, 20.0]})
+    assert differences(table, table.copy()) == []
+    assert len(differences(table, table.assign(minus=["CA", None]))) == 2
+
+
 def test_areas_may_move_by_more_than_correlations():
     table = pd.DataFrame(
         {"map": ["CA"], "metric": ["corpus-capped WER"], "area": [60.0], "low": [50.0], "high": [70.0]}

@@ -41,7 +41,7 @@ def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
             allowed = tolerance if column in MEASURED else 0.0
             wrong = ~np.isclose(old, new, rtol=0, atol=allowed, equal_nan=True)
         else:
-            wrong = (old.astype(str) != new.astype(str)).to_numpy()
+            wrong = (old.astype(object).fillna("").astype(str) != new.astype(object).fillna("").astype(str)).to_numpy()
         found += [f"row {row + 2}, {column}: {new[row]} instead of {old[row]}" for row in np.flatnonzero(wrong)]
     return found
 
