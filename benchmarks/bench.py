@@ -62,7 +62,7 @@ def whole_over_bare(model: S2TModel, utterance, precision: str, number: int = 51
     found = []
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         decode = model.decoder_without_steps(states)
-        divergence = divergence_from(model.decode(states, inputs))
+        divergence = divergence_from(model.decode(states, inputs)[0])
         passes = {
             "SM^X": (segments, 0.5, lambda keep: model.decode(model.encode(features * keep), inputs)),
             "SM^H": (steps, 0.7, lambda keep: decode(keep, inputs)),

@@ -21,7 +21,7 @@ from xattn.models import S2TModel, load_model
 from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, expand, occlude
 from xattn.segments import slic_pyramid
 
-VERSION = 3  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
+VERSION = 4  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 

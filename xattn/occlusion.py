@@ -141,7 +141,8 @@ def divergence_from(log_p: Tensor) -> Callable[[Tensor], Tensor]:
     p = log_p.exp()
 
     def divergence(log_q: Tensor) -> Tensor:
-        scores = -torch.einsum("iv,biv->bi", p, log_q - log_p)
+        with torch.autocast(log_q.device.type, enabled=False):  # which would round the product to bfloat16
+            scores = -torch.einsum("iv,biv->bi", p, log_q - log_p)
         return scores if scores.isfinite().all() else kl_divergence(log_p, log_q)  # probabilities of exactly 0
 
     return divergence
