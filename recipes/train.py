@@ -74,7 +74,7 @@ SMALL = (
     *((0, 0.0), (500, 2e-3), (6307, 2.13e-4), (6500, 1.1e-3), (7000, 1e-3)),
     *((14_000, 0.0), (14_100, 5e-4), (16_000, 0.0)),
 )
-# From scratch large would take two hours: its encoder starts from small's, its decoder, whose attention counts, anew.
+# To save time, large's encoder starts from small's; its decoder, whose attention is studied, starts anew.
 LARGE = ((0, 0.0), (300, 1.5e-3), (4500, 0.0))
 RECIPES = {
     recipe.name: recipe

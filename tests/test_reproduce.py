@@ -1,6 +1,7 @@
 """The runner on throw-away notebooks, through papermill and real kernels (two seconds each, so few of them)."""
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -178,6 +179,32 @@ def test_independent_notebooks_run_together_and_the_others_wait(root):
     write_notebook(root / "notebooks/20_table.ipynb", [*MAKE_TABLE, check])
     run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE, at_once=2)
     assert stale(root) == []
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from xattn.reproduce import Step, leave_interrupted, run
+root = Path(sys.argv[1])
+try:
+    maps = Step("10_maps", ("maps", "model", "settings", "seed"), ())
+    run(root / "notebooks/profiles/tiny.yaml", root=root, steps=(maps,))
+except KeyboardInterrupt:
+    leave_interrupted()
+"""
+
+
+def test_an_interruption_does_not_wait_for_a_running_notebook(root):
+    write_notebook(root / "notebooks/10_maps.ipynb", [MAKE_MAPS[0], "import time\nprint('begun')\ntime.sleep(600)"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(root)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert any(line == "begun\n" for line in process.stdout)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert process.stderr.read().endswith("Interrupted; the same command goes on from here.\n")
 
 
 def test_a_failure_keeps_the_last_good_copy(root, capfd):

@@ -316,19 +316,23 @@ def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     waiting, running, failure = list(jobs), {}, None
-    with chdir(root), ThreadPoolExecutor(at_once) as pool:
-        while running or (waiting and not failure):
-            unfinished = {job.source.stem for job in (*waiting, *running.values())}
-            ready = [job for job in waiting if not unfinished & set(job.after)]
-            for job in ready[: 0 if failure else at_once - len(running)]:
-                waiting.remove(job)
-                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {job.stale}", flush=True)
-                running[pool.submit(execute, job, root)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                failure = failure or future.exception()
-                if not future.exception():
-                    print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {future.result()} s", flush=True)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        with chdir(root):
+            while running or (waiting and not failure):
+                unfinished = {job.source.stem for job in (*waiting, *running.values())}
+                ready = [job for job in waiting if not unfinished & set(job.after)]
+                for job in ready[: 0 if failure else at_once - len(running)]:
+                    waiting.remove(job)
+                    print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {job.stale}", flush=True)
+                    running[pool.submit(execute, job, root)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    failure = failure or future.exception()
+                    if not future.exception():
+                        print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.name}: {future.result()} s", flush=True)
+    finally:
+        pool.shutdown(wait=False)  # at an interruption, notebooks may have hours to go
     if failure:
         raise failure
 
@@ -383,6 +387,12 @@ def run(
         print(f"  {file.relative_to(root).as_posix()}")
 
 
+def leave_interrupted() -> None:
+    """End this process without waiting for the threads of running notebooks; their kernels end with it."""
+    print("Interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
 def main() -> int:
     """Exit code 0: up to date; 1: a notebook failed; 2: wrong input; 130: interrupted."""
     parser = argparse.ArgumentParser(prog="python -m xattn.reproduce", description="Run the notebooks of a profile.")
@@ -399,8 +409,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
-        os._exit(130)  # the threads of running notebooks would wait for them; their kernels end with this process
+        leave_interrupted()
     return 0
 
 

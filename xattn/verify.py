@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xattn.reproduce import AT_ONCE, ROOT, NotebookFailed, load_profile, run
+from xattn.reproduce import AT_ONCE, ROOT, NotebookFailed, leave_interrupted, load_profile, run
 
 FRESH = "figures/fresh"
 # Largest absolute difference that another machine's arithmetic may make: correlations lie between -1 and 1, areas,
@@ -49,7 +49,7 @@ def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
 def compare(committed: Path, fresh: Path) -> list[str]:
     """Every difference between the tables of two folders, each with its file."""
     names = sorted({path.name for folder in (committed, fresh) for path in folder.glob("*.csv")})
-    if not names:
+    if not (names and (committed / "provenance.json").is_file()):
         return [f"there are no tables in {committed}: make them with `make accept`"]
     found = []
     for name in names:
@@ -82,6 +82,8 @@ def main() -> int:
         except (ValueError, FileNotFoundError, NotebookFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, NotebookFailed) else 2
+        except KeyboardInterrupt:
+            leave_interrupted()
         committed, fresh = ROOT / "figures" / name, ROOT / FRESH / name
         if arguments.accept:
             accept(committed, fresh)
