@@ -7,10 +7,10 @@ import torch
 
 from xattn import store
 from xattn.faithfulness import (
+    METRICS,
     PERCENT,
     area,
     areas,
-    corpus_capped_wer,
     deletion_curves,
     masked_inputs,
     ranking,
@@ -18,7 +18,6 @@ from xattn.faithfulness import (
     size,
     sizes,
     spread,
-    utterance_capped_wer,
 )
 
 
@@ -52,10 +51,10 @@ def test_areas_of_known_curves():
 
 def test_the_two_caps_differ_where_an_output_runs_on():
     references, hypotheses = ["a b", "c d"], ["a b", "x x x x x x"]
-    assert corpus_capped_wer(references, hypotheses) == 100.0  # 6 edits, 4 words
-    assert utterance_capped_wer(references, hypotheses) == 50.0
-    assert corpus_capped_wer(["", "a"], ["x", "a"]) == 100.0
-    assert corpus_capped_wer([""], [""]) == 0.0
+    assert METRICS["corpus-capped WER"](references, hypotheses) == 100.0  # 6 edits, 4 words
+    assert METRICS["utterance-capped WER"](references, hypotheses) == 50.0
+    assert METRICS["corpus-capped WER"](["", "a"], ["x", "a"]) == 100.0
+    assert METRICS["corpus-capped WER"]([""], [""]) == 0.0
 
 
 def test_areas_score_each_map_and_bound_them():
@@ -66,7 +65,7 @@ def test_areas_score_each_map_and_bound_them():
                 text = "one two" if percent < broken_from else "nine ten"
                 rows.append((f"u{utterance}", kind, int(percent), "One, two.", text))
     curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
-    points, summary = areas(curves, "corpus-capped WER", "it", [("early", "late")], resamples=20)
+    points, summary = areas(curves, "corpus-capped WER", "it", [("early", "late")])
     assert (summary.low == summary.high).all() and (summary.n == 4).all()
     single, (difference,) = summary[summary.minus == ""], summary[summary.minus != ""].itertuples()
     assert (difference.map, difference.minus, difference.area) == ("early", "late", pytest.approx(80.0))

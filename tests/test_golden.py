@@ -14,13 +14,12 @@ from conftest import GivenMasks
 
 from xattn.compare import mean_std, min_max
 from xattn.faithfulness import (
+    METRICS,
     area,
-    corpus_capped_wer,
     masked_inputs,
     ranking,
     sentence_map,
     size,
-    utterance_capped_wer,
 )
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.occlusion import Partition, UnitScores, kl_divergence, occlude
@@ -277,14 +276,14 @@ def test_areas_and_capped_word_error_rates():
     assert 100 * tens == pytest.approx(float(golden["auc_step10"]), rel=1e-12)
     references, hypotheses = golden["wer_refs"].tolist(), golden["wer_hyps"].tolist()
     for reference, hypothesis, expected in zip(references, hypotheses, golden["wer_max_each"], strict=True):
-        assert corpus_capped_wer([reference], [hypothesis]) == pytest.approx(expected)
+        assert METRICS["corpus-capped WER"]([reference], [hypothesis]) == pytest.approx(expected)
     for group, corpus, mean in zip(
         golden["corpus_groups"], golden["corpus_wer_max"], golden["corpus_mean_of_each"], strict=True
     ):
         rows = group[group >= 0]
         pairs = [references[row] for row in rows], [hypotheses[row] for row in rows]
-        assert corpus_capped_wer(*pairs) == pytest.approx(corpus)
-        assert utterance_capped_wer(*pairs) == pytest.approx(mean)
+        assert METRICS["corpus-capped WER"](*pairs) == pytest.approx(corpus)
+        assert METRICS["utterance-capped WER"](*pairs) == pytest.approx(mean)
 
 
 def test_size_of_maps():

@@ -1,9 +1,13 @@
 import sys
 from collections import Counter
 
+import jiwer
 import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xattn.quality import bleu, chrf, comet, normalise, wer
+from xattn.quality import bleu, chrf, comet, normalise, wer, word_error_rate
 
 
 @pytest.mark.parametrize(
@@ -69,6 +73,22 @@ def test_chrf_counted_by_hand():
         precisions.append(matches / grams[1].total())
     p, r = sum(precisions) / 6, sum(recalls) / 6
     assert chrf([reference], [hypothesis]) == pytest.approx(100 * 5 * p * r / (4 * p + r))
+
+
+words = st.lists(st.sampled_from(["il", "cane", "non", "dorme,", "mai", "."]), max_size=6).map(" ".join)
+
+
+@given(st.lists(st.tuples(words.filter(bool), words), min_size=1, max_size=6), st.data())
+def test_rows_of_counts_score_as_their_texts(pairs, data):
+    rows = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=6))
+    references, hypotheses = ([pairs[row][side] for row in rows] for side in (0, 1))
+    for metric, oracle in (
+        (bleu, sacrebleu.corpus_bleu(hypotheses, [references]).score),
+        (chrf, sacrebleu.corpus_chrf(hypotheses, [references]).score),
+        (word_error_rate, 100 * jiwer.wer(references, hypotheses)),
+    ):
+        counts = metric.counts(*zip(*pairs, strict=True))
+        assert metric.score(counts[rows]) == pytest.approx(oracle)
 
 
 COMET_SCORE = """#!{python}

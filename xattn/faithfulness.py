@@ -1,10 +1,8 @@
 """How faithful and how compact a map is: deletion, insertion and size (paper, definitions)."""
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +12,7 @@ from scipy.integrate import trapezoid
 from xattn import store
 from xattn.compare import mean_interval, mean_std, min_max, reduce_to_steps
 from xattn.models import S2TModel
-from xattn.quality import bleu, normalise
+from xattn.quality import RESAMPLES, Metric, bleu, edits, normalise
 
 PERCENT = np.arange(0, 101, 5)
 THRESHOLDS = np.linspace(0, 1, 21)
@@ -127,7 +125,6 @@ def areas(
     metric: str,
     language: str,
     differences: Sequence[tuple[str, str]] = (),
-    resamples: int = 200,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score `deletion_curves` with a metric of METRICS: the curves, and the area under each with its interval.
 
@@ -142,6 +139,7 @@ def areas(
         high (95 % bootstrap over utterances), n.
     """
     points, summary, resampled = [], [], {}
+    score = METRICS[metric].score
     for kind, part in curves.groupby("map", sort=False):
         hypotheses = part.pivot(index="utterance", columns="percent", values="hypothesis")
         references = part.groupby("utterance").reference.first().loc[hypotheses.index].tolist()
@@ -149,15 +147,12 @@ def areas(
         if metric != "BLEU":
             references = [normalise(text, language) for text in references]
             columns = [[normalise(text, language) for text in column] for column in columns]
-
-        def scores(rows, references=references, columns=columns) -> np.ndarray:
-            chosen = [references[row] for row in rows]
-            return np.array([METRICS[metric](chosen, [column[row] for row in rows]) for column in columns])
-
-        everything = scores(range(len(references)))
+        counts = [METRICS[metric].counts(references, column) for column in columns]
+        everything = [score(rows) for rows in counts]
         rng, n = np.random.default_rng(0), len(references)  # every map meets the same resamples
-        resampled[kind] = np.array([area(scores(rng.integers(n, size=n))) for _ in range(resamples)])
-        points += [(kind, int(percent), score) for percent, score in zip(PERCENT, everything, strict=True)]
+        samples = rng.integers(n, size=(RESAMPLES, n))
+        resampled[kind] = np.array([area([score(rows[sample]) for rows in counts]) for sample in samples])
+        points += [(kind, int(percent), value) for percent, value in zip(PERCENT, everything, strict=True)]
         summary.append((kind, "", metric, area(everything), *np.percentile(resampled[kind], [2.5, 97.5]), n))
     single = {row[0]: row[3] for row in summary}
     for first, second in differences:
@@ -169,39 +164,28 @@ def areas(
     )
 
 
-def area(scores: np.ndarray, percent: np.ndarray = PERCENT) -> float:
+def area(scores: Sequence[float], percent: np.ndarray = PERCENT) -> float:
     """Area under a score's curve against the percentage, divided by 100: from 0 to 100 for a score from 0 to 100."""
     return float(trapezoid(scores, percent)) / 100
 
 
-def corpus_capped_wer(references: list[str], hypotheses: list[str]) -> float:
-    """Corpus WER in percent, capped at 100 as a whole: what the reference code calls wer_max, and so the paper.
-
-    Words are split at white space and compared as they are; no reference words at all give 0.
-    """
-    edits, words = _edits(references, hypotheses)
-    return min(100.0, 100.0 * sum(edits) / sum(words)) if sum(words) else 0.0
+def _corpus_capped(counts: np.ndarray) -> float:
+    errors, words = counts.sum(axis=0)
+    return min(100.0, 100.0 * errors / words) if words else 0.0
 
 
-def utterance_capped_wer(references: list[str], hypotheses: list[str]) -> float:
-    """Mean over utterances of the WER in percent, each capped at 100."""
-    pairs = zip(*_edits(references, hypotheses), strict=True)
-    return float(np.mean([min(100.0, 100.0 * edits / words) if words else 0.0 for edits, words in pairs]))
+def _utterance_capped(counts: np.ndarray) -> float:
+    errors, words = counts.T
+    return float(np.minimum(100.0, np.divide(100.0 * errors, words, out=np.zeros(len(words)), where=words > 0)).mean())
 
 
-def _edits(references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:
-    pairs = list(zip(references, hypotheses, strict=True))
-    return [_distance(*pair) for pair in pairs], [len(reference.split()) for reference, _ in pairs]
-
-
-@cache
-def _distance(reference: str, hypothesis: str) -> int:
-    """Word edits between two texts; cached because a bootstrap asks for the same pairs again and again."""
-    said, written = reference.split(), hypothesis.split()
-    if not (said and written):
-        return len(said) + len(written)
-    counts = jiwer.process_words(" ".join(said), " ".join(written))
-    return counts.substitutions + counts.deletions + counts.insertions
+# Words are split at white space and compared as they are; no reference words at all give 0. The first is capped at 100
+# as a whole, which is what the reference code calls wer_max, and so the paper; the second in each utterance.
+METRICS = {
+    "corpus-capped WER": Metric(edits, _corpus_capped),
+    "utterance-capped WER": Metric(edits, _utterance_capped),
+    "BLEU": bleu,
+}
 
 
 def size(saliency: np.ndarray) -> tuple[np.ndarray, float]:
@@ -218,6 +202,3 @@ def sizes(stored: Iterable[xr.Dataset]) -> pd.DataFrame:
     areas = [size(min_max(maps.input_saliency.values)[0])[1] for maps in stored]
     value, low, high = mean_interval(areas)
     return pd.DataFrame([("size", value, low, high, len(areas))], columns=["metric", "value", "low", "high", "n"])
-
-
-METRICS = {"corpus-capped WER": corpus_capped_wer, "utterance-capped WER": utterance_capped_wer, "BLEU": bleu}

@@ -4,8 +4,9 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jiwer
@@ -21,6 +22,8 @@ from xattn.compare import mean_interval
 from xattn.corpus import Utterance
 from xattn.models import S2TModel
 
+RESAMPLES = 200  # of the utterances, for the intervals of corpus scores
+
 
 @cache
 def _normaliser(language: str):
@@ -32,11 +35,57 @@ def normalise(text: str, language: str) -> str:
     return _normaliser(language)(text).strip()
 
 
-def wer(references: list[str], hypotheses: list[str], language: str) -> float:
+def edits(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    """Word edits (substitutions, deletions, insertions together) and reference words of each pair: (n, 2)."""
+    return np.array([_edits(*pair) for pair in zip(references, hypotheses, strict=True)]).reshape(-1, 2)
+
+
+def _edits(reference: str, hypothesis: str) -> tuple[int, int]:
+    said, written = reference.split(), hypothesis.split()
+    if not (said and written):
+        return len(said) + len(written), len(said)
+    counts = jiwer.process_words(" ".join(said), " ".join(written))
+    return counts.substitutions + counts.deletions + counts.insertions, len(said)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a corpus that depends on each pair of texts through a row of counts only.
+
+    A bootstrap over utterances then reads the texts once and draws rows.
+
+    counts: references and hypotheses to counts (n, k); score: counts to a number from 0 to 100 (a WER can exceed it).
+    """
+
+    counts: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+    score: Callable[[np.ndarray], float]
+
+    def __call__(self, references: Sequence[str], hypotheses: Sequence[str]) -> float:
+        return self.score(self.counts(references, hypotheses))
+
+
+def _sacrebleu(scorer: sacrebleu.metrics.base.Metric) -> Metric:
+    """One of sacrebleu's metrics at its defaults, by the two steps that its own bootstrap takes."""
+    return Metric(
+        lambda references, hypotheses: np.array(scorer._extract_corpus_statistics(hypotheses, [references])),
+        lambda counts: scorer._aggregate_and_compute(counts.tolist()).score,
+    )
+
+
+bleu, chrf = _sacrebleu(sacrebleu.BLEU()), _sacrebleu(sacrebleu.CHRF())
+word_error_rate = Metric(edits, lambda counts: 100.0 * counts[:, 0].sum() / counts[:, 1].sum())
+
+
+def wer(references: Sequence[str], hypotheses: Sequence[str], language: str) -> float:
     """Corpus word error rate in percent after Whisper's normaliser (paper, settings), for `language` ("en", "it").
 
     Raises ValueError where the lists differ in length or a reference has no words.
     """
+    return word_error_rate(*normalised(references, hypotheses, language))
+
+
+def normalised(references: Sequence[str], hypotheses: Sequence[str], language: str) -> tuple[list[str], list[str]]:
+    """Both normalised for a WER; ValueError where the lists differ in length or a reference has no words."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references came with {len(hypotheses)} hypotheses: give one for each.")
     references = [normalise(text, language) for text in references]
@@ -44,17 +93,7 @@ def wer(references: list[str], hypotheses: list[str], language: str) -> float:
         raise ValueError(
             f"Reference {references.index('')} has no words after normalisation: leave this utterance out of the WER."
         )
-    return 100.0 * jiwer.wer(references, [normalise(text, language) for text in hypotheses])
-
-
-def bleu(references: list[str], hypotheses: list[str]) -> float:
-    """Corpus BLEU, 0 to 100, by sacrebleu's defaults; one reference for each hypothesis."""
-    return sacrebleu.corpus_bleu(hypotheses, [references]).score
-
-
-def chrf(references: list[str], hypotheses: list[str]) -> float:
-    """Corpus chrF, 0 to 100, by sacrebleu's defaults; one reference for each hypothesis."""
-    return sacrebleu.corpus_chrf(hypotheses, [references]).score
+    return references, [normalise(text, language) for text in hypotheses]
 
 
 def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> list[float] | None:
@@ -111,15 +150,16 @@ def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str
     target = setting.rpartition("-")[2]
     hypotheses = transcribe(model, [model.features(utterance.audio()) for utterance in utterances], target)
     references = [utterance.reference(setting) for utterance in utterances]
-    metrics = {"BLEU": bleu, "chrF": chrf} if "-" in setting else {"WER": partial(wer, language=target)}
+    translated = "-" in setting
+    texts = (references, hypotheses) if translated else normalised(references, hypotheses, target)
     rng, n = np.random.default_rng(0), len(utterances)
-    resampled = [rng.integers(n, size=n) for _ in range(200)]
+    resampled = rng.integers(n, size=(RESAMPLES, n))
     rows = []
-    for metric, score in metrics.items():
-        scores = [score([references[i] for i in sample], [hypotheses[i] for i in sample]) for sample in resampled]
-        low, high = np.percentile(scores, [2.5, 97.5])
-        rows.append((model.name, setting, metric, score(references, hypotheses), low, high, n))
-    segments = comet([u.transcript for u in utterances], references, hypotheses) if "-" in setting else None
+    for name, metric in ({"BLEU": bleu, "chrF": chrf} if translated else {"WER": word_error_rate}).items():
+        counts = metric.counts(*texts)
+        low, high = np.percentile([metric.score(counts[sample]) for sample in resampled], [2.5, 97.5])
+        rows.append((model.name, setting, name, metric.score(counts), low, high, n))
+    segments = comet([u.transcript for u in utterances], references, hypotheses) if translated else None
     if segments is not None:
         rows.append((model.name, setting, "COMET", *mean_interval(segments), n))
     return pd.DataFrame(rows, columns=["model", "setting", "metric", "value", "low", "high", "n"])

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 import tomllib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -258,22 +259,27 @@ def check_parameters(job: Job) -> None:
 def execute(job: Job, root: Path) -> float:
     """Run one notebook, streaming what its cells print; its copy takes its name only when whole. Returns seconds."""
     import papermill
+    from traitlets.config import Config
 
     running, failed = job.copy.with_suffix(".running.ipynb"), job.copy.with_suffix(".failed.ipynb")
     job.copy.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        papermill.execute_notebook(
-            str(job.source),
-            str(running),
-            job.parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            extra_arguments=["--log-level=ERROR"],  # the kernel warns of its own transport at every start
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            # ports are taken by whoever binds first, another kernel among them; a socket in a folder of its own is not
+            sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            papermill.execute_notebook(
+                str(job.source),
+                str(running),
+                job.parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                extra_arguments=["--log-level=CRITICAL"],  # a kernel is interrupted to end, and takes it for an error
+                config=Config(KernelManager=sockets),
+            )
         missing = [str(file.relative_to(root)) for file in job.outputs if not file.exists()]
         error = f"it did not write {', '.join(missing)}" if missing else None
     except Exception as raised:  # whatever stops a notebook, a dead kernel included, ends in the sentence below
