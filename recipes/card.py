@@ -15,7 +15,7 @@ from xattn.quality import bleu, chrf, transcribe, wer
 
 CARD = """# mini-{name}
 
-A Conformer {task} in miniature, trained from scratch on the synthetic corpus beside it. It exists to be
+A Conformer {task} in miniature, trained {origin} on the synthetic corpus beside it. It exists to be
 explained, not to be used: it knows the {types} word types of that corpus and no others.
 
 | | |
@@ -70,6 +70,9 @@ def write_card(recipe: Recipe, data: Path) -> None:
     card = CARD.format(
         **vars(recipe) | {"languages": ", ".join(recipe.languages), "steps": recipe.steps},
         task="speech recogniser and translator" if translated else "speech recogniser",
+        origin="from scratch"
+        if recipe.encoder_from is None
+        else f"(the decoder from scratch, the encoder from that of mini-{recipe.encoder_from}, its layers repeated)",
         types=len({word.strip(PUNCTUATION).lower() for text in texts for word in text.split()}),
         parameters=sum(parameter.numel() for parameter in model.network.parameters()) / 1e6,
         sentences=len(training),

@@ -75,13 +75,13 @@ SMALL = (
     *((14_000, 0.0), (14_100, 5e-4), (16_000, 0.0)),
 )
 # To save time, large's encoder starts from small's; its decoder, whose attention is studied, starts anew.
-LARGE = ((0, 0.0), (300, 1.5e-3), (4500, 0.0))
+LARGE = ((0, 0.0), (200, 1.2e-3), (4000, 0.0))
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("base", ("en",), 4, 6, 1000, ((0, 0.0), (500, 2e-3), (6000, 0.0))),
         Recipe("small", BOTH, 4, 6, 1500, SMALL, translation_from=2500, d_model=144),
-        Recipe("large", BOTH, 10, 12, 1500, LARGE, translation_from=1000, encoder_from="small", d_model=144),
+        Recipe("large", BOTH, 10, 12, 1500, LARGE, translation_from=800, encoder_from="small", d_model=144),
     )
 }
 
@@ -213,17 +213,37 @@ def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
     )
 
 
+RESIDUALS = (
+    "first_feed_forward.second_linear",
+    "attention.attention.out_proj",
+    "conv_module.second_pointwise_conv1d",
+    "second_feed_forward.second_linear",
+)
+
+
 def inherit_encoder(network: ConformerForConditionalGeneration, folder: Path) -> None:
-    """Start from the encoder of a trained model of the same width, its layers repeated in place (progressive stacking,
-    Gong et al. 2019)."""
+    """Start from the encoder of a trained model of the same width, its layers repeated in place.
+
+    A repeated layer adds nothing at first, as what it would add is projected to zero (block expansion, Wu et al. 2024),
+    so that both encoders give the same output. The norm that ends a layer moves to its last repetition.
+    """
     if not folder.is_dir():
         raise SystemExit(f"There is no trained model {folder} to take the encoder from: train {folder.name} first.")
     trained = ConformerModel.from_folder(folder).network.encoder
     before, depth = len(trained.conformer_layers), len(network.encoder.conformer_layers)
     state = {name: value for name, value in trained.state_dict().items() if not name.startswith("conformer_layers.")}
-    for layer in range(depth):
-        for name, value in trained.conformer_layers[layer * before // depth].state_dict().items():
-            state[f"conformer_layers.{layer}.{name}"] = value
+    sources = [layer * before // depth for layer in range(depth)]
+    for layer, source in enumerate(sources):
+        inherited = trained.conformer_layers[source].state_dict()
+        if source in sources[layer + 1 :]:
+            inherited |= {
+                "layernorm.weight": torch.ones_like(inherited["layernorm.weight"]),
+                "layernorm.bias": torch.zeros_like(inherited["layernorm.bias"]),
+            }
+        if source in sources[:layer]:
+            silent = [f"{name}.{part}" for name in RESIDUALS for part in ("weight", "bias")]
+            inherited |= {name: torch.zeros_like(inherited[name]) for name in silent}
+        state |= {f"conformer_layers.{layer}.{name}": value for name, value in inherited.items()}
     network.encoder.load_state_dict(state)
 
 

@@ -280,7 +280,7 @@ def test_the_shipped_profiles_are_valid(path):
     profile = load_profile(path)
     pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
     assert pairs[0] == ("base", "en")  # tab1, tab3 and tab6 are of the first pair
-    if path.stem == "paper":
+    if path.stem in ("mini", "full", "paper"):
         assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", "small", "large"}
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000

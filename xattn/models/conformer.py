@@ -8,7 +8,6 @@ H heads, I decoder positions, V vocabulary, L decoder layers.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, Speech2TextConfig
+from transformers import GenerationMixin, PreTrainedModel, Speech2TextConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
 from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, cmvn, log_mel
 from xattn.models import folder_hash
+from xattn.models.seq2seq import Seq2SeqModel
 
 SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
 
@@ -303,17 +303,15 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return heads
 
 
-class ConformerModel:
+class ConformerModel(Seq2SeqModel):
     """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel."""
 
     frame_seconds = FRAME_SECONDS
     subsampling = SUBSAMPLING
 
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
-        self.network, self.tokenizer, self.source, self.weights_hash = network, tokenizer, source, weights_hash
-        self.name = Path(source).name
-        self.config = network.config
-        self.languages = tuple(self.config.language_ids)
+        super().__init__(network, source, weights_hash)
+        self.tokenizer, self.languages = tokenizer, tuple(self.config.language_ids)
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str = "cpu") -> "ConformerModel":
@@ -341,10 +339,6 @@ class ConformerModel:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
         return cls(network, tokenizer, str(folder), folder_hash(folder))
 
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
     def features(self, audio: np.ndarray) -> Tensor:
         """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""
         return torch.from_numpy(cmvn(log_mel(audio))).to(self.device)
@@ -361,84 +355,6 @@ class ConformerModel:
     def encode(self, features: Tensor) -> Tensor:
         """Unpadded features (B, T, F) to encoder states (B, S, D)."""
         return self.network.encoder(features).last_hidden_state
-
-    @torch.inference_mode()
-    def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """Teacher-forced log-probabilities (B, I, V): row i is the distribution that follows decoder input i.
-
-        states: (B, S, D); decoder_input_ids: (I,), the same for every row of the batch.
-        """
-        return self._forced(states, decoder_input_ids).logits.float().log_softmax(dim=-1)
-
-    @torch.inference_mode()
-    def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """A function of keep (B, S) and decoder inputs (I,) that equals `decode(states * keep[..., None], inputs)`.
-
-        Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are.
-        """
-        anything = torch.zeros(1, dtype=torch.long, device=self.device)  # keys and values do not depend on the tokens
-        whole, hidden = (
-            self._forced(some, anything, use_cache=True).past_key_values.cross_attention_cache.layers
-            for some in (states, torch.zeros_like(states[:, :1]))
-        )
-
-        @torch.inference_mode()
-        def decode(keep: Tensor, decoder_input_ids: Tensor) -> Tensor:
-            kept = keep[:, None, :, None].bool()
-            memory = DynamicCache(
-                (torch.where(kept, a.keys, b.keys), torch.where(kept, a.values, b.values))
-                for a, b in zip(whole, hidden, strict=True)
-            )
-            output = self._forced(
-                states.expand(len(keep), -1, -1),
-                decoder_input_ids,
-                use_cache=True,
-                past_key_values=EncoderDecoderCache(DynamicCache(), memory),
-            )
-            return output.logits.float().log_softmax(dim=-1)
-
-        return decode
-
-    @torch.inference_mode()
-    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """Cross-attention (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
-        weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
-        return torch.stack(weights)[:, 0]
-
-    def _forced(
-        self, states: Tensor, decoder_input_ids: Tensor, use_cache: bool = False, **keywords
-    ) -> Seq2SeqLMOutput:
-        return self.network(
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            decoder_input_ids=decoder_input_ids.expand(len(states), -1),
-            use_cache=use_cache,
-            **keywords,
-        )
-
-    @torch.inference_mode()
-    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
-
-        attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
-        utterance the output tokens after the prompt, with the final </s>, shape (I,).
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
-        prompt = self.prompt(language)
-        sequences = self.network.generate(
-            input_features=features,
-            attention_mask=attention_mask,
-            decoder_input_ids=prompt.expand(len(features), -1),
-            decoder_start_token_id=int(prompt[0]),  # transformers would put its default, </s>, before the prompt
-            forced_eos_token_id=self.config.eos_token_id,
-            num_beams=5,
-            no_repeat_ngram_size=5,
-            max_length=self.config.max_target_positions,
-            do_sample=False,
-        )
-        end = self.config.eos_token_id
-        sequences = [row[len(prompt) :] for row in sequences]
-        return [row[: int((row == end).nonzero()[0]) + 1] if (row == end).any() else row for row in sequences]
 
     def tokens(self, ids: Tensor) -> list[str]:
         """Subword strings of token ids (I,)."""

@@ -1,0 +1,117 @@
+"""What the models of all architectures share: forced decoding, cross-attention and beam search through transformers.
+
+Letters in shapes: B batch, T input frames, F mel bands, S encoder steps, D model width, H heads, I decoder positions,
+V vocabulary, L decoder layers.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+
+class SharedMemoryCache(EncoderDecoderCache):
+    """Keys and values of a beam search, which reorders those of the output alone.
+
+    An utterance's beams share its encoder states: reordering those too would cost a sixth of the time for nothing.
+    """
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+class Seq2SeqModel:
+    """An encoder-decoder of transformers as the kit uses it; the face is described in xattn.models.S2TModel.
+
+    Architectures add features, prompt, encode, tokens, text and the attributes that these need.
+    """
+
+    def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
+        self.network, self.source, self.weights_hash = network, source, weights_hash
+        self.name, self.config = Path(source).name, network.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @torch.inference_mode()
+    def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher-forced log-probabilities (B, I, V): row i is the distribution that follows decoder input i.
+
+        states: (B, S, D); decoder_input_ids: (I,), the same for every row of the batch.
+        """
+        return self._forced(states, decoder_input_ids).logits.float().log_softmax(dim=-1)
+
+    @torch.inference_mode()
+    def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of keep (B, S) and decoder inputs (I,) that equals `decode(states * keep[..., None], inputs)`.
+
+        Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are.
+        """
+        anything = torch.zeros(1, dtype=torch.long, device=self.device)  # keys and values do not depend on the tokens
+        whole, hidden = (
+            self._forced(some, anything, use_cache=True).past_key_values.cross_attention_cache.layers
+            for some in (states, torch.zeros_like(states[:, :1]))
+        )
+
+        @torch.inference_mode()
+        def decode(keep: Tensor, decoder_input_ids: Tensor) -> Tensor:
+            kept = keep[:, None, :, None].bool()
+            memory = DynamicCache(
+                (torch.where(kept, a.keys, b.keys), torch.where(kept, a.values, b.values))
+                for a, b in zip(whole, hidden, strict=True)
+            )
+            output = self._forced(
+                states.expand(len(keep), -1, -1),
+                decoder_input_ids,
+                use_cache=True,
+                past_key_values=EncoderDecoderCache(DynamicCache(), memory),
+            )
+            return output.logits.float().log_softmax(dim=-1)
+
+        return decode
+
+    @torch.inference_mode()
+    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Cross-attention (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
+        weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
+        return torch.stack(weights)[:, 0]
+
+    def _forced(
+        self, states: Tensor, decoder_input_ids: Tensor, use_cache: bool = False, **keywords
+    ) -> Seq2SeqLMOutput:
+        return self.network(
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            decoder_input_ids=decoder_input_ids.expand(len(states), -1),
+            use_cache=use_cache,
+            **keywords,
+        )
+
+    @torch.inference_mode()
+    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
+
+        attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
+        utterance the output tokens after the prompt, with the final </s>, shape (I,).
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        prompt = self.prompt(language)
+        sequences = self.network.generate(
+            input_features=features,
+            attention_mask=attention_mask,
+            decoder_input_ids=prompt.expand(len(features), -1),
+            decoder_start_token_id=int(prompt[0]),  # transformers would put its default, </s>, before the prompt
+            forced_eos_token_id=self.config.eos_token_id,
+            num_beams=5,
+            no_repeat_ngram_size=5,
+            max_length=self.config.max_target_positions,
+            do_sample=False,
+            past_key_values=SharedMemoryCache(DynamicCache(), DynamicCache()),
+        )
+        end = self.config.eos_token_id
+        sequences = [row[len(prompt) :] for row in sequences]
+        return [row[: int((row == end).nonzero()[0]) + 1] if (row == end).any() else row for row in sequences]
