@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 import xattn
+from xattn.estimators import UnitScores
 from xattn.explain import Occlusion, explain_corpus, explain_targets
 from xattn.models import S2TModel
-from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, occlude
+from xattn.occlusion import Masks, Partition, divergence_from, occlude
 from xattn.reproduce import versions
 from xattn.segments import slic_pyramid
 from xattn.workers import connect
@@ -103,7 +104,8 @@ BATCH = """
 import resource, sys, time
 import numpy as np
 import torch
-from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, kl_divergence
+from xattn.estimators import UnitScores
+from xattn.occlusion import Masks, Partition, divergence_from, kl_divergence
 from xattn.segments import slic_pyramid
 torch.set_num_threads({threads})
 rng = np.random.default_rng(0)

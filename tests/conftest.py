@@ -14,9 +14,10 @@ from transformers.utils import logging
 
 from xattn.audio import SAMPLE_RATE
 from xattn.corpus import load_corpus
+from xattn.estimators import expand
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
-from xattn.occlusion import Partition, expand
+from xattn.occlusion import Partition
 
 SENTENCES = {
     "en": ("the dog sleeps", "a cat sees the bird", "where does the dog sleep", "yes it is", "the bird sings"),
@@ -156,7 +157,8 @@ def random_maps(seed=0, utterance="made-1", tokens=("▁the", "▁dog", "▁slee
                 "time": 0.0125 + 0.01 * np.arange(frames),
                 "mel": 100.0 * (1 + np.arange(mels)),
             },
-            attrs={"model": "tiny", "setting": "en", "utterance": utterance, "subsampling": 4, "seed": seed},
+            attrs={"model": "tiny", "setting": "en", "utterance": utterance, "subsampling": 4, "seed": seed}
+            | {"estimator": "mean", "input_reliability": 0.64, "encoder_reliability": 0.81},
         )
     )
 

@@ -187,7 +187,8 @@ def test_an_undefined_correlation_is_refused(made):
 def test_table_of_correlations(made):
     maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(4)]
     table = correlation_table(correlations(iter(maps), "2d_avg"))
-    assert table.columns.tolist() == ["model", "setting", "source", "layer", "head", "rho", "low", "high", "n"]
+    columns = ["model", "setting", "estimator", "source", "layer", "head", "rho", "low", "high"]
+    assert table.columns.tolist() == [*columns, "corrected", "ceiling", "n"]
     assert len(table) == 3 * 3 * 4 and (table.n == 4).all()
     assert set(table.model) == {"tiny"} and set(table.setting) == {"en"}
     for layer in (1, 2, MEAN):
@@ -199,6 +200,11 @@ def test_table_of_correlations(made):
             for source, each in (rho | {"difference": rho["encoder"] - rho["input"]}).items():
                 chosen = table[(table.source == source) & (table.layer == layer) & (table["head"] == head)]
                 assert chosen.rho.item() == pytest.approx(np.mean(each))
+                roots = {"input": 0.8, "encoder": 0.9}  # of the reliabilities
+                corrected = {place: rho[place] / root for place, root in roots.items()}
+                corrected["difference"] = corrected["encoder"] - corrected["input"]
+                assert chosen.corrected.item() == pytest.approx(np.mean(corrected[source]))
+                assert chosen.ceiling.item() == pytest.approx(roots.get(source, np.nan), nan_ok=True)
                 assert min(each) <= chosen.low.item() <= np.mean(each) <= chosen.high.item() <= max(each)
     single = correlation_table(correlations(maps[:1]))
     assert (single.n == 1).all() and single.low.isna().all() and single.rho.notna().all()

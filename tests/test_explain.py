@@ -14,7 +14,8 @@ import xattn
 import xattn.occlusion
 from xattn import store
 from xattn.audio import mel_centres
-from xattn.compare import correlate
+from xattn.compare import correlate, saliency_on_steps
+from xattn.estimators import estimate
 from xattn.explain import VERSION, Occlusion, cost, explain, explain_corpus, explain_targets
 from xattn.models.conformer import ConformerModel
 from xattn.occlusion import Masks, Partition
@@ -97,7 +98,7 @@ def test_attributes_tell_what_produced_the_maps(maps, model, utterance):
         **asdict(Occlusion(**SMALL)),
     }
     assert {name: maps.attrs[name] for name in expected} == expected
-    assert set(maps.attrs) - set(expected) == {"audio", "seconds"}
+    assert set(maps.attrs) - set(expected) == {"audio", "seconds", "input_reliability", "encoder_reliability"}
     assert len(maps.audio) == 16 and maps.seconds > 0
 
 
@@ -129,7 +130,7 @@ def test_numbers_move_with_a_new_version_only(maps):
     found = (
         float(maps.input_saliency.mean()), float(maps.encoder_saliency.mean()), float(maps.cross_attention[1, 0, 0, 2])
     )  # fmt: skip
-    assert VERSION == 4
+    assert VERSION == 5
     assert found == pytest.approx((0.067363, 0.192280, 0.021243), rel=1e-3)
 
 
@@ -146,6 +147,35 @@ def test_parameters_reach_the_masks(model, utterance):
     for place, masks, p in (("input", 6, 0.3), ("encoder", 4, 0.4)):
         expected = by_definition(model, utterance, "en", place, masks, p, seed=5)
         np.testing.assert_allclose(changed[f"{place}_saliency"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["mean", "ridge"])
+def test_reliability_is_that_of_halves_of_the_reduced_map(model, utterance, estimator):
+    maps = explain(model, utterance, **SMALL | {"input_masks": 60, "encoder_masks": 40, "estimator": estimator})
+    spoken = maps.token.values != "</s>"
+    segments = Partition.of(slic_pyramid(maps.features.values))
+    steps = Partition.of(np.arange(maps.sizes["step"])[None])
+    for place, partition, p in (("input", segments, 0.5), ("encoder", steps, 0.7)):
+        scores, name = maps[f"{place}_scores"].values, f"{place}_saliency"
+        masks = Masks(partition, len(scores), p, 0, f"{utterance.id}/{place}")
+        first = np.arange(len(scores)) // len(partition.labels) % 2 == 0
+        halves = []
+        for used in (first, ~first):
+            cells = estimate(scores, masks, estimator, used).cells(partition.labels)
+            halves.append(saliency_on_steps(maps.assign({name: maps[name].copy(data=cells)}), place)[spoken])
+        r = np.corrcoef(*(half.ravel() for half in halves))[0, 1]
+        assert maps.attrs[f"{place}_reliability"] == pytest.approx(2 * r / (1 + r))
+
+
+def test_perturbations_end_where_the_maps_are_reliable(model, utterance):
+    many = SMALL | {"input_masks": 400, "encoder_masks": 400}
+    everything = explain(model, utterance, **many)
+    stopped = explain(model, utterance, **many | {"reliability": 0.01})
+    for place in ("input", "encoder"):
+        assert stopped.sizes[f"{place}_mask"] in (200, 250, 312, 390)
+        assert stopped.attrs[f"{place}_reliability"] >= 0.01
+        assert np.allclose(stopped[f"{place}_scores"], everything[f"{place}_scores"][: stopped.sizes[f"{place}_mask"]])
+        assert everything.sizes[f"{place}_mask"] == 400
 
 
 def test_batch_size_moves_rounding_only(maps, model, utterance):
@@ -238,9 +268,9 @@ def test_maps_can_be_correlated(maps):
 @pytest.mark.parametrize(
     ("parameter", "value", "sentence"),
     [
-        ("input_p", 1.5, "input_p is 1.5, which is no probability: give a number from 0 to 1"),
-        ("encoder_p", -0.1, "encoder_p is -0.1, which is no probability"),
-        ("encoder_p", float("nan"), "encoder_p is nan, which is no probability"),
+        ("input_p", 1.5, "input_p is 1.5: give a number from 0 to 1"),
+        ("encoder_p", -0.1, "encoder_p is -0.1: give a number from 0 to 1"),
+        ("encoder_p", float("nan"), "encoder_p is nan: give a number from 0 to 1"),
         ("input_masks", 0, "input_masks is 0: give a number of at least 1"),
         ("encoder_masks", -3, "encoder_masks is -3: give a number of at least 1"),
         ("batch_size", 0, "batch_size is 0: give a number of at least 1"),

@@ -13,6 +13,7 @@ import torch
 from conftest import GivenMasks
 
 from xattn.compare import mean_std, min_max
+from xattn.estimators import UnitScores
 from xattn.faithfulness import (
     METRICS,
     area,
@@ -22,7 +23,7 @@ from xattn.faithfulness import (
     size,
 )
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
-from xattn.occlusion import Partition, UnitScores, kl_divergence, occlude
+from xattn.occlusion import Partition, kl_divergence, occlude
 from xattn.segments import segment_numbers, slic_pyramid
 
 GOLDEN = Path(os.environ.get("XATTN_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

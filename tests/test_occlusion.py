@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy, mannwhitneyu
 
-from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, kl_divergence, occlude
+from xattn.estimators import UnitScores
+from xattn.occlusion import Masks, Partition, divergence_from, kl_divergence, occlude
 
 GRID = (24, 16)
 
@@ -246,3 +247,19 @@ def test_kl_divergence_stays_finite_at_zero_probabilities():
     # A probability too small for float32 is no zero: its logarithm counts.
     log_q = torch.tensor([0.0, -200.0])
     assert kl_divergence(torch.tensor([0.5, 0.5]).log(), log_q).item() == pytest.approx(math.log(0.5) + 100)
+
+
+def test_occlusion_stops_where_enough_is_said_whatever_the_batches_and_what_was_done():
+    masks, score = Masks(Partition.of(LEVELS), 1000, 0.5, 0, "stop"), linear_score(GRID)
+    everything, asked = occlude(score, masks, batch_size=64), []
+
+    def enough(scores):
+        asked.append(len(scores))
+        return len(scores) >= 300
+
+    found = occlude(score, masks, batch_size=64, enough=enough)
+    assert asked == [200, 250, 312] and len(found) == 312
+    np.testing.assert_allclose(found, everything[:312], rtol=1e-5)
+    resumed = occlude(score, masks, batch_size=7, enough=enough, done=everything[:500])
+    assert np.array_equal(resumed, everything[:312]) and asked[3:] == [200, 250, 312]
+    assert len(occlude(score, masks, batch_size=64, enough=lambda scores: False)) == 1000

@@ -25,6 +25,8 @@ PROFILE = {
     "encoder_p": 0.7,
     "seed": 3,
     "precision": "auto",
+    "estimator": "mean",
+    "reliability": 1.0,
     "device": "cpu",
 }
 MAPS = Step("10_maps", ("maps", "model", "settings", "seed"), ("maps/base.txt",), per_source=True)
@@ -251,7 +253,7 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_ru
         ({"encoder_p": 1.0}, "encoder_p is a masking probability between 0 and 1, not 1.0"),
         ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
         ({"models": {"base": "model/base"}}, "the folder 'model/base' of models: base does not exist; put it there"),
-        ({"precision": "half"}, "precision must be one of auto, float32, bfloat16, not 'half'"),
+        ({"precision": "half"}, "There is no precision 'half': choose one of auto, float32, bfloat16"),
         ({"models": {"base": "models/small"}}, "models: base must be called as its folder, 'models/small'"),
         ({"settings": {"bass": ["en"]}}, "models and settings must name the same models"),
         ({"settings": {"base": [False]}}, "settings: base must list such as en or en-it, each once"),

@@ -11,6 +11,7 @@ from xattn.attention import with_means
 
 REDUCTIONS = ("2d_max", "2d_avg", "1d_max_1d_avg")
 SPECIAL_TOKENS = ("</s>", "<s>")
+SOURCES = ("input", "encoder")  # of saliency
 
 
 def mean_std(*maps: np.ndarray) -> list[np.ndarray]:
@@ -85,16 +86,20 @@ def spoken_tokens(maps: xr.Dataset) -> xr.Dataset:
     return maps.isel(token=~np.isin(maps.token.values, SPECIAL_TOKENS))
 
 
-def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> np.ndarray:
-    """The normalised saliency that attention is compared with: (token, step).
+def on_steps(saliency: np.ndarray, steps: int, window: int, reduction: str = "2d_max") -> np.ndarray:
+    """Saliency of cells (token, time, mel) or of steps (token, step) as attention is compared with it: (token, step).
 
-    source: "input" (SM^X, normalised over a token's whole map and then reduced) or "encoder" (SM^H).
+    Normalised over a token's whole map and then, where it is of cells, reduced to the encoder's steps.
     """
-    if source == "encoder":
-        return mean_std(maps.encoder_saliency.values)[0]
-    if source == "input":
-        return reduce_to_steps(mean_std(maps.input_saliency.values)[0], maps.sizes["step"], maps.subsampling, reduction)
-    raise ValueError(f"There is no saliency source {source!r}: choose 'input' (SM^X) or 'encoder' (SM^H).")
+    normalised = mean_std(saliency)[0]
+    return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, steps, window, reduction)
+
+
+def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> np.ndarray:
+    """`on_steps` for the maps of an utterance, of the source "input" (SM^X) or "encoder" (SM^H)."""
+    if source not in SOURCES:
+        raise ValueError(f"There is no saliency source {source!r}: choose 'input' (SM^X) or 'encoder' (SM^H).")
+    return on_steps(maps[f"{source}_saliency"].values, maps.sizes["step"], maps.subsampling, reduction)
 
 
 def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.DataArray:
@@ -136,27 +141,40 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
 def correlations(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.DataArray:
     """`correlate` for datasets of one model and setting: (source, utterance, layer, head).
 
-    source: "input", "encoder", and "difference" for encoder minus input utterance by utterance.
+    source: "input", "encoder", and "difference" for encoder minus input utterance by utterance. The coordinate
+    `reliability` (source, utterance) is that of the saliency, as stored; the difference has none (NaN).
     """
     rows = []
     for item in maps:
-        rho = {source: correlate(item, source, reduction) for source in ("input", "encoder")}
+        rho = {source: correlate(item, source, reduction) for source in SOURCES}
         rho["difference"] = rho["encoder"] - rho["input"]
         stacked = xr.concat([value.expand_dims(source=[source]) for source, value in rho.items()], "source")
+        reliability = [*(item.attrs[f"{source}_reliability"] for source in SOURCES), np.nan]
+        stacked = stacked.assign_coords(reliability=("source", reliability))
         rows.append(stacked.expand_dims(utterance=[item.utterance]))
-    rho = xr.concat(rows, "utterance").transpose("source", "utterance", "layer", "head")
-    return rho.assign_attrs(model=item.model, setting=item.setting)
+    rho = xr.concat(rows, "utterance", coords=["reliability"]).transpose("source", "utterance", "layer", "head")
+    return rho.assign_attrs(model=item.model, setting=item.setting, estimator=item.estimator)
 
 
 def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
     """Means over utterances of `correlations`, with their 95 % intervals.
 
-    Returns a long table with the columns model, setting, source, layer, head, rho, low, high and n (utterances).
+    A map of few perturbations is noisy, and noise lowers a correlation. In the classical theory of tests nothing
+    correlates with it above `ceiling`, the root of its reliability, and `corrected`, rho over that root, is what it
+    would give without noise; the maximum in "2d_max" is not linear, so both are approximate.
+
+    Returns a long table with the columns model, setting, estimator, source, layer, head, rho, low, high, corrected,
+    ceiling and n (utterances).
     """
+    root = np.sqrt(rho.reliability.clip(min=0)).where(rho.reliability > 0)  # undefined where halves disagree
+    corrected = rho / root
+    corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
     grouped = rho.to_series().groupby(["source", "layer", "head"], sort=False)
     summary = grouped.apply(lambda values: pd.Series(mean_interval(values), ["rho", "low", "high"])).unstack()
+    summary["corrected"] = corrected.mean("utterance").to_series()
+    summary["ceiling"] = root.mean("utterance").to_series().reindex(summary.index, level="source")
     table = summary.assign(n=grouped.size()).reset_index()
-    return table.assign(**rho.attrs)[["model", "setting", *table.columns]]
+    return table.assign(**rho.attrs)[["model", "setting", "estimator", *table.columns]]
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -16,12 +16,14 @@ import xattn
 from xattn import store
 from xattn.attention import cross_attention
 from xattn.audio import WINDOW_SECONDS, mel_centres
+from xattn.compare import SPECIAL_TOKENS, on_steps
 from xattn.corpus import Utterance, utterance_from_file
+from xattn.estimators import ESTIMATORS, estimate, expand, reliability
 from xattn.models import S2TModel, load_model
-from xattn.occlusion import Masks, Partition, UnitScores, divergence_from, expand, occlude
+from xattn.occlusion import Masks, Partition, divergence_from, occlude
 from xattn.segments import slic_pyramid
 
-VERSION = 4  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
+VERSION = 5  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -42,6 +44,10 @@ class Occlusion:
     seed: together with the utterance's id it fixes every mask.
     precision: of the perturbed passes, "float32", "bfloat16" (halves their time where the processor has it; scores
         correlate with those of float32 at 0.9999), or "auto": bfloat16 where the device computes in it.
+    estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "ridge", or
+        "sqrt_ridge".
+    reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
+        split-half reliability; 1, which none has, asks for all.
     batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
     """
 
@@ -51,16 +57,18 @@ class Occlusion:
     encoder_p: float = 0.7
     seed: int = 0
     precision: str = "auto"
+    estimator: str = "mean"
+    reliability: float = 1.0
     batch_size: int = 32
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
             raise ValueError(f"There is no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
-        for name in ("input_p", "encoder_p"):
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"There is no estimator {self.estimator!r}: choose one of {', '.join(ESTIMATORS)}.")
+        for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, which is no probability: give a number from 0 to 1."
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
         for name in ("input_masks", "encoder_masks", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
@@ -233,6 +241,41 @@ class Checkpoint:
         store.save_partial(self.scores, self.path, self.key)
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """What the model wrote of an utterance in one language.
+
+    ids: (I,), the tokens up to </s>, and their strings; decoder_inputs: (P + I - 1,), the prompt of P tokens, then
+    they, but for the last; rows: of the decoder positions that predict them; columns: theirs among the tokens of all
+    hypotheses of the utterance.
+    """
+
+    target: str
+    ids: torch.Tensor
+    tokens: list[str]
+    decoder_inputs: torch.Tensor
+    rows: slice
+    columns: slice
+
+
+def write_hypotheses(
+    model: S2TModel, features: torch.Tensor, targets: Sequence[str], name: str, least: int
+) -> list[Hypothesis]:
+    """The outputs for features (T, F); NothingToExplain: one of utterance `name` has fewer than `least` tokens."""
+    found, start = [], 0
+    for target in targets:
+        ids, prompt = model.generate(features[None], target)[0], model.prompt(target)
+        if len(ids) <= least:
+            raise NothingToExplain(
+                f"{model.name} wrote {model.text(ids) or 'nothing'} for {name} in {target!r}: check the recording and "
+                "its language."
+            )
+        inputs, rows = torch.cat([prompt, ids])[:-1], slice(len(prompt) - 1, None)
+        found.append(Hypothesis(target, ids, model.tokens(ids), inputs, rows, slice(start, start + len(ids))))
+        start += len(ids)
+    return found
+
+
 def explain_targets(
     model: S2TModel,
     utterance: Utterance,
@@ -250,39 +293,77 @@ def explain_targets(
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
     states = model.encode(features[None])  # (1, S, D)
-    hypotheses = [model.generate(features[None], target)[0] for target in targets]
-    for target, ids in zip(targets, hypotheses, strict=True):
-        if len(ids) <= least:
-            written = model.text(ids) or "nothing"
-            raise NothingToExplain(
-                f"{model.name} wrote {written} for {utterance.id} in {target!r}: check the recording and its language."
-            )
-    inputs = [torch.cat([model.prompt(t), ids])[:-1] for t, ids in zip(targets, hypotheses, strict=True)]
-    # The prompt may be longer than one token: rows before its last one explain no token of the hypothesis.
-    rows = [slice(len(model.prompt(target)) - 1, None) for target in targets]
-    segments = Partition.of(slic_pyramid(features.cpu().numpy()))
-    steps = Partition.of(np.arange(states.shape[1])[None])
-    masks = {
-        "input": Masks(segments, occlusion.input_masks, occlusion.input_p, occlusion.seed, f"{utterance.id}/input"),
-        "encoder": Masks(
-            steps, occlusion.encoder_masks, occlusion.encoder_p, occlusion.seed, f"{utterance.id}/encoder"
-        ),
+    hypotheses = write_hypotheses(model, features, targets, utterance.id, least)
+    partitions = {
+        "input": Partition.of(slic_pyramid(features.cpu().numpy())),
+        "encoder": Partition.of(np.arange(states.shape[1])[None]),
     }
+    masks = {
+        place: Masks(
+            partition,
+            getattr(occlusion, f"{place}_masks"),
+            getattr(occlusion, f"{place}_p"),
+            occlusion.seed,
+            f"{utterance.id}/{place}",
+        )
+        for place, partition in partitions.items()
+    }
+    scores = score_perturbations(model, features, states, hypotheses, masks, occlusion, checkpoint)
+    attributes = {
+        "model": model.name,
+        "weights": model.weights_hash,
+        "utterance": utterance.id,
+        "audio": hashlib.sha256(audio.tobytes()).hexdigest()[:16],
+        "subsampling": model.subsampling,
+        **asdict(occlusion),
+        "version": xattn.__version__,
+        "seconds": round((time.monotonic() - started) / len(targets), 3),
+    }
+    maps = []
+    for each in hypotheses:
+        recognised = each.target == utterance.language
+        own = {
+            "setting": each.target if recognised else f"{utterance.language}-{each.target}",
+            "hypothesis": model.text(each.ids),
+            "reference": utterance.transcript if recognised else utterance.translation,
+        }
+        attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
+        columns = {place: score[:, each.columns] for place, score in scores.items()}
+        maps.append(labelled(model, features, each.tokens, attention, columns, masks, attributes | own))
+    return maps
+
+
+def score_perturbations(
+    model: S2TModel,
+    features: torch.Tensor,
+    states: torch.Tensor,
+    hypotheses: list[Hypothesis],
+    masks: dict[str, Masks],
+    occlusion: Occlusion,
+    checkpoint: Checkpoint | None,
+) -> dict[str, np.ndarray]:
+    """KL divergences (N, tokens of all hypotheses) of the perturbations of "input" and of "encoder"."""
+
+    def reliable(place: str, scores: np.ndarray) -> bool:
+        return all(
+            map_reliability(scores[:, each.columns], masks[place], each.tokens, model.subsampling, occlusion.estimator)
+            >= occlusion.reliability
+            for each in hypotheses
+        )
+
     with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
-        divergences = [
-            divergence_from(model.decode(states, ids)[0, part]) for ids, part in zip(inputs, rows, strict=True)
-        ]
+        divergences = [divergence_from(model.decode(states, each.decoder_inputs)[0, each.rows]) for each in hypotheses]
 
         def divergence(decode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            scores = [own(decode(ids)[:, part]) for own, ids, part in zip(divergences, inputs, rows, strict=True)]
-            return torch.cat(scores, dim=1)  # (B, tokens of all hypotheses)
+            pairs = zip(divergences, hypotheses, strict=True)
+            return torch.cat([own(decode(each.decoder_inputs)[:, each.rows]) for own, each in pairs], dim=1)
 
         decode_without_steps = model.decoder_without_steps(states)
         perturbed = {
             "input": lambda keep: divergence(partial(model.decode, model.encode(features * keep))),
             "encoder": lambda keep: divergence(partial(decode_without_steps, keep)),
         }
-        scores = {
+        return {
             place: occlude(
                 perturbed[place],
                 masks[place],
@@ -290,44 +371,26 @@ def explain_targets(
                 device=features.device,
                 done=checkpoint.scores.get(place) if checkpoint else None,
                 checkpoint=partial(checkpoint.save, place) if checkpoint else None,
+                enough=partial(reliable, place) if occlusion.reliability < 1 else None,
             )
             for place in masks
         }
-    seconds = time.monotonic() - started
-    maps, start = [], 0
-    for target, ids, decoder_inputs, part in zip(targets, hypotheses, inputs, rows, strict=True):
-        own = slice(start, start := start + len(ids))
-        attributes = {
-            "model": model.name,
-            "weights": model.weights_hash,
-            "utterance": utterance.id,
-            "audio": hashlib.sha256(audio.tobytes()).hexdigest()[:16],
-            "setting": target if target == utterance.language else f"{utterance.language}-{target}",
-            "hypothesis": model.text(ids),
-            "reference": utterance.transcript if target == utterance.language else utterance.translation,
-            "subsampling": model.subsampling,
-            **asdict(occlusion),
-            "version": xattn.__version__,
-            "seconds": round(seconds / len(targets), 3),
-        }
-        attention = cross_attention(model, states, decoder_inputs)[:, :, part]
-        maps.append(
-            labelled(
-                model,
-                features.cpu().numpy(),
-                model.tokens(ids),
-                attention,
-                {place: each[:, own] for place, each in scores.items()},
-                masks,
-                attributes,
-            )
-        )
-    return maps
+
+
+def map_reliability(scores: np.ndarray, masks: Masks, tokens: list[str], subsampling: int, estimator: str) -> float:
+    """Reliability of the map that attention is compared with: normalised, on the encoder's steps, spoken tokens only.
+
+    scores: (N, I), of the tokens (I,) of one hypothesis.
+    """
+    cells = masks.partition.labels.shape[1:]
+    steps = cells[0] if len(cells) == 1 else -(-cells[0] // subsampling)
+    reduced = partial(on_steps, steps=steps, window=subsampling)
+    return reliability(scores[:, ~np.isin(tokens, SPECIAL_TOKENS)], masks, estimator, reduced)
 
 
 def labelled(
     model: S2TModel,
-    features: np.ndarray,
+    features: torch.Tensor,
     tokens: list[str],
     attention: np.ndarray,
     scores: dict[str, np.ndarray],
@@ -339,16 +402,20 @@ def labelled(
     times = WINDOW_SECONDS / 2 + model.frame_seconds * np.arange(frames)
     first = model.subsampling * np.arange(attention.shape[-1])
     last = np.minimum(first + model.subsampling, frames) - 1
-    units = {place: UnitScores.of(each, masks[place]) for place, each in scores.items()}
+    estimator = attributes["estimator"]
+    units = {place: estimate(each, masks[place], estimator) for place, each in scores.items()}
+    reliabilities = {
+        f"{place}_reliability": map_reliability(each, masks[place], tokens, model.subsampling, estimator)
+        for place, each in scores.items()
+    }
     dataset = xr.Dataset(
         {
             "cross_attention": (("layer", "head", "token", "step"), attention),
             "encoder_saliency": (("token", "step"), units["encoder"].cells(masks["encoder"].partition.labels)),
-            "features": (("time", "mel"), features),
+            "features": (("time", "mel"), features.cpu().numpy()),
             "input_scores": (("input_mask", "token"), scores["input"]),
             "encoder_scores": (("encoder_mask", "token"), scores["encoder"]),
-            "segment_score": (("token", "segment"), units["input"].sums),
-            "segment_count": (("segment",), units["input"].counts),
+            **units["input"].compact(),
             "segmentation": (("level", "time", "mel"), masks["input"].partition.labels),
         },
         coords={
@@ -359,6 +426,6 @@ def labelled(
             "time": times,
             "mel": mel_centres(),
         },
-        attrs=attributes,
+        attrs=attributes | reliabilities,
     )
     return expand(dataset)

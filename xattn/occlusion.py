@@ -2,12 +2,11 @@
 
 A partition divides an input into units: the superpixels of a spectrogram for SM^X, the encoder steps for SM^H. Every
 perturbation hides each unit of one level of the partition with probability p, and the model's output distribution of
-each token is compared with the original by its KL divergence. A unit's saliency is the mean score of the
-perturbations that hid it (paper, definitions).
+each token is compared with the original by its KL divergence (paper, definitions). What the scores say of a unit is in
+xattn.estimators.
 
-Masks are drawn whenever they are needed and never stored: a perturbation leaves its scores alone behind, from which the
-sums of all units follow, and cells of the input on request. The published implementation keeps dense (token, time,
-mel) sums.
+Masks are drawn whenever they are needed and never stored: a perturbation leaves its scores alone behind, from which
+every map follows. The published implementation keeps dense (token, time, mel) sums.
 
 Letters in shapes: N perturbations, B of them in a batch, G levels, K units of all levels together, I tokens,
 V vocabulary; "cells" stands for (time, mel) or (step,).
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 CHECKPOINT_SECONDS = 10.0
@@ -80,48 +78,6 @@ class Masks:
         return levels, hidden
 
 
-@dataclass(frozen=True)
-class UnitScores:
-    """What perturbations say of units. sums: float64 (I, K), summed scores of the perturbations that hid each unit;
-    counts: int64 (K,), how many there were."""
-
-    sums: np.ndarray
-    counts: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray, masks: Masks) -> "UnitScores":
-        """From the scores (N, I) of all perturbations, summed in float64."""
-        bounds, units = masks.partition.bounds, masks.partition.units
-        sums, counts = torch.zeros(scores.shape[1], units, dtype=torch.float64), np.zeros(units, dtype=np.int64)
-        for start in range(0, len(scores), 1024):
-            levels, hidden = masks.draw(start, min(start + 1024, len(scores)))
-            for level in np.unique(levels):
-                rows, own = np.flatnonzero(levels == level), slice(bounds[level], bounds[level + 1])
-                # In torch, as numpy's matrix product has threads of its own, which would fight the model's.
-                sums[:, own] += (
-                    torch.from_numpy(scores[start + rows]).double().T @ torch.from_numpy(hidden[rows, own]).double()
-                )
-                counts[own] += hidden[rows, own].sum(axis=0)
-        return cls(sums.numpy(), counts)
-
-    def cells(self, labels: np.ndarray) -> np.ndarray:
-        """The map: mean score over the perturbations that hid a cell, at whichever level, 0 where none did.
-
-        labels: (G, *cells) of the partition; returns float64 (I, *cells).
-        """
-        counts = self.counts[labels].sum(axis=0)  # (*cells)
-        sums = np.zeros((len(self.sums), *labels.shape[1:]))
-        for level in labels:
-            sums += self.sums[:, level]
-        return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-
-
-def expand(maps: xr.Dataset) -> xr.Dataset:
-    """Add SM^X per cell, input_saliency (token, time, mel), to maps that hold its compact form."""
-    scores = UnitScores(maps.segment_score.values, maps.segment_count.values)
-    return maps.assign(input_saliency=(("token", "time", "mel"), scores.cells(maps.segmentation.values)))
-
-
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(P || Q) in nats along the last axis, from log-probabilities (..., V).
 
@@ -156,6 +112,7 @@ def occlude(
     device: torch.device | str = "cpu",
     done: np.ndarray | None = None,
     checkpoint: Callable[[np.ndarray], None] | None = None,
+    enough: Callable[[np.ndarray], bool] | None = None,
 ) -> np.ndarray:
     """Score every perturbation: float32 (N, I).
 
@@ -164,23 +121,44 @@ def occlude(
         batch_size: perturbations scored at once; it affects rounding only.
         done: scores of the first perturbations, from an interrupted run.
         checkpoint: is given all scores so far every CHECKPOINT_SECONDS.
+        enough: is given all scores so far after 200 perturbations and whenever they have grown by a quarter; where it
+            says so, the rest is left out.
     """
     if masks.number < 1:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
     labels = torch.from_numpy(masks.partition.labels).to(device)
-    batches, saved = [] if done is None else [done], time.monotonic()
-    for start in range(0 if done is None else len(done), masks.number, batch_size):
-        levels, hidden = masks.draw(start, min(start + batch_size, masks.number))
-        kept = torch.from_numpy(~hidden).to(device).float()
-        keep = torch.empty(len(kept), *labels.shape[1:], device=device)
-        for level in np.unique(levels):
-            rows = torch.from_numpy(np.flatnonzero(levels == level)).to(device)
-            keep[rows] = kept[rows][:, labels[level]]
-        scores = score(keep).float()
-        if not scores.isfinite().all():
-            raise FloatingPointError("The model gave a score that is not finite: check its weights and the recording.")
-        batches.append(scores.cpu().numpy())
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            checkpoint(np.concatenate(batches))
-            saved = time.monotonic()
-    return np.concatenate(batches)
+    batches, count, saved = ([], 0, time.monotonic()) if done is None else ([done], len(done), time.monotonic())
+    for stop in _stops(masks.number) if enough else [masks.number]:
+        for start in range(count, stop, batch_size):
+            count = min(start + batch_size, stop)
+            scores = score(_keep(masks, labels, start, count)).float()
+            if not scores.isfinite().all():
+                raise FloatingPointError(
+                    "The model gave a score that is not finite: check its weights and the recording."
+                )
+            batches.append(scores.cpu().numpy())
+            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                checkpoint(np.concatenate(batches))
+                saved = time.monotonic()
+        batches = [np.concatenate(batches)]
+        if enough and enough(batches[0][:stop]):
+            break
+    return batches[0][:stop]
+
+
+def _keep(masks: Masks, labels: Tensor, start: int, stop: int) -> Tensor:
+    """Perturbations start..stop - 1 as factors of the input, expanded from units to cells on the device of `labels`."""
+    levels, hidden = masks.draw(start, stop)
+    kept = torch.from_numpy(~hidden).to(labels.device).float()
+    keep = torch.empty(len(kept), *labels.shape[1:], device=labels.device)
+    for level in np.unique(levels):
+        rows = torch.from_numpy(np.flatnonzero(levels == level)).to(labels.device)
+        keep[rows] = kept[rows][:, labels[level]]
+    return keep
+
+
+def _stops(number: int) -> list[int]:
+    stops = [200]
+    while stops[-1] < number:
+        stops.append(stops[-1] * 5 // 4)
+    return [*stops[:-1], number]

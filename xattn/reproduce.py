@@ -23,7 +23,7 @@ from pathlib import Path
 import yaml
 
 from xattn.corpus import load_corpus
-from xattn.explain import PRECISIONS, Occlusion, cost
+from xattn.explain import Occlusion, cost
 from xattn.models import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,12 +54,14 @@ class Step:
 
 LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps", "data")
-MASKS = ("utterances", "input_masks", "encoder_masks", "input_p", "encoder_p", "seed", "precision")
+OCCLUSION = ("input_masks", "encoder_masks", "input_p", "encoder_p", "seed", "precision", "estimator", "reliability")
 MAPS = ("10_maps",)
 
 STEPS = (
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
-    Step("10_maps", (*LOAD, *MASKS, "maps", "settings"), ("maps/{model}/{setting}",), per_source=True),
+    Step(
+        "10_maps", (*LOAD, *OCCLUSION, "utterances", "maps", "settings"), ("maps/{model}/{setting}",), per_source=True
+    ),
     Step("22_quality", (*READ, "models", "pairs", "split", "device"), table("tab2"), needs=MAPS),
     Step("21_reduction", (*READ, "models", "pairs", "device"), table("tab1"), needs=MAPS),
     # Both decode again with the reduced map deleted; the second finds the first one's texts.
@@ -90,6 +92,8 @@ PROFILE_KEYS = {
     "encoder_p": float,
     "seed": int,
     "precision": str,
+    "estimator": str,
+    "reliability": float,
     "device": str,
 }
 
@@ -130,14 +134,16 @@ def load_profile(path: Path) -> dict:
     for key, kind in PROFILE_KEYS.items():
         if type(profile[key]) is not kind:
             raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
-    for key, least in {"utterances": 1, "input_masks": 1, "encoder_masks": 1, "seed": 0}.items():
+    for key, least in {"utterances": 1, "seed": 0}.items():
         if profile[key] < least:
             raise ValueError(f"{path}: {key} must be at least {least}, not {profile[key]}.")
     for key in ("input_p", "encoder_p"):
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
-    if profile["precision"] not in PRECISIONS:
-        raise ValueError(f"{path}: precision must be one of {', '.join(PRECISIONS)}, not {profile['precision']!r}.")
+    try:
+        Occlusion(**{key: profile[key] for key in OCCLUSION})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if profile["profile"] != path.stem:
         raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
     if not profile["models"] or set(profile["models"]) != set(profile["settings"]):
@@ -304,7 +310,7 @@ def foretell(jobs: list[Job]) -> None:
         print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""), end="")
         if job.stale and "input_masks" in job.parameters:
             given = job.parameters
-            occlusion = Occlusion(**{key: given[key] for key in MASKS if key != "utterances"})
+            occlusion = Occlusion(**{key: given[key] for key in OCCLUSION})
             language = given["settings"][0].partition("-")[0]
             corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
             seconds, size = cost(load_model(given["model"], given["device"]), corpus, given["settings"], occlusion)

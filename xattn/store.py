@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 from zarr.storage import ZipStore
 
-from xattn.occlusion import expand
+from xattn.estimators import expand
 
-KEY = "key"
+KEY, CONTENTS = "key", "contents"
 INDEX = "utterances.json"
 
 
@@ -39,7 +39,8 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
     temporary = _temporary(path)
     group = temporary.with_name(f"{temporary.name}.zarr")
     shutil.rmtree(group, ignore_errors=True)
-    compact = maps.drop_vars("input_saliency").assign_attrs({KEY: key})
+    compact = maps.drop_vars("input_saliency")
+    compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
     try:
         compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
         # One file can be renamed in one step, and carries a checksum of every part.
@@ -145,8 +146,10 @@ def _read(path: Path, whole: bool) -> xr.Dataset:
         zipped = ZipStore(path, mode="r")
         try:
             maps = xr.open_zarr(zipped, consolidated=False, chunks=None)
+            if sorted(maps.variables) != maps.attrs.pop(CONTENTS):
+                raise ValueError("some are missing")
             return maps.load() if whole else maps
         finally:
             zipped.close()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever flipped bits make of an archive
         raise ValueError(f"{path} holds no readable maps ({error}): delete it and run 10_maps again.") from error

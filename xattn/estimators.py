@@ -1,0 +1,154 @@
+"""From the scores of perturbations to a map: the published mean, and a regression that needs fewer of them.
+
+The published estimator (paper, definitions) credits a unit with the mean score of the perturbations that hid it. It is
+noisy, because half of all other units were hidden in each of those too. A regression of the score on everything that
+was hidden explains that part away, and a prior that neighbours weigh alike steadies what is left; its weights are
+shrunk towards 0 and stand beside the mean, not for it.
+
+Letters in shapes: N perturbations, G levels, K units of all levels together, I tokens; "cells" stands for (time, mel)
+or (step,).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy import stats
+from scipy.ndimage import gaussian_filter
+
+from xattn.occlusion import Masks
+
+ESTIMATORS = ("mean", "ridge", "sqrt_ridge")
+SIGMA = 1.0  # cells: how far the prior makes neighbours alike
+STRENGTH = 1.0  # of the shrinkage, in units of the mean variance that hidden cells give a score
+BLOCK = 1024  # perturbations whose masks are in memory at once
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """What perturbations say of units. sums: float64 (I, K), summed scores of the perturbations that hid each unit;
+    counts: int64 (K,), how many there were."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitScores":
+        """From the scores (N, I) of all perturbations, or of those `used` (N,), summed in float64."""
+        bounds, units = masks.partition.bounds, masks.partition.units
+        sums, counts = torch.zeros(scores.shape[1], units, dtype=torch.float64), np.zeros(units, dtype=np.int64)
+        used = np.ones(len(scores), dtype=bool) if used is None else used
+        for start in range(0, len(scores), BLOCK):
+            levels, hidden = masks.draw(start, min(start + BLOCK, len(scores)))
+            for level in np.unique(levels):
+                rows = np.flatnonzero((levels == level) & used[start : start + BLOCK])
+                own = slice(bounds[level], bounds[level + 1])
+                # In torch, as numpy's matrix product has threads of its own, which would fight the model's.
+                sums[:, own] += (
+                    torch.from_numpy(scores[start + rows]).double().T @ torch.from_numpy(hidden[rows, own]).double()
+                )
+                counts[own] += hidden[rows, own].sum(axis=0)
+        return cls(sums.numpy(), counts)
+
+    def cells(self, labels: np.ndarray) -> np.ndarray:
+        """The map: mean score over the perturbations that hid a cell, at whichever level, 0 where none did.
+
+        labels: (G, *cells) of the partition; returns float64 (I, *cells).
+        """
+        counts = self.counts[labels].sum(axis=0)  # (*cells)
+        sums = _added_up(self.sums, labels)
+        return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+
+    def compact(self) -> dict:
+        """As variables of a dataset."""
+        return {"segment_score": (("token", "segment"), self.sums), "segment_count": (("segment",), self.counts)}
+
+
+@dataclass(frozen=True)
+class UnitWeights:
+    """A ridge regression of the score on the hidden cells: float64 (I, K), each unit's share of its cells' weights.
+
+    The score is modelled as a constant, plus the weights of the cells that are hidden, plus noise. Weights are a priori
+    normal, with a covariance that falls off as a Gaussian of SIGMA cells. In the dual form, the weights of cells are
+    the smoothed sum of their units' shares, so that a map is as compact as one of `UnitScores`.
+    """
+
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitWeights":
+        """From the scores (N, I) of all perturbations, or of those `used` (N,); solves for one unknown each."""
+        levels, hidden = masks.draw(0, len(scores))
+        rows = np.arange(len(scores)) if used is None else np.flatnonzero(used)
+        cells = np.stack([hidden[row][masks.partition.labels[levels[row]]] for row in rows]).astype(np.float32)
+        features = torch.from_numpy(_smooth(cells - cells.mean(axis=0)).reshape(len(rows), -1))
+        gram = (features @ features.T).double()  # (N, N), the prior covariance of scores
+        gram.diagonal().add_(STRENGTH * gram.diagonal().mean())
+        centred = torch.from_numpy(scores[rows] - scores[rows].mean(axis=0)).double()
+        dual = torch.linalg.solve(gram, centred)  # (N, I)
+        return cls((dual.T @ torch.from_numpy(hidden[rows]).double()).numpy())
+
+    def cells(self, labels: np.ndarray) -> np.ndarray:
+        """The map: weights of cells, float64 (I, *cells); labels (G, *cells) of the partition."""
+        return _smooth(_smooth(_added_up(self.weights, labels)))
+
+    def compact(self) -> dict:
+        """As variables of a dataset."""
+        return {"segment_weight": (("token", "segment"), self.weights)}
+
+
+def _added_up(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    cells = np.zeros((len(units), *labels.shape[1:]))
+    for level in labels:
+        cells += units[:, level]
+    return cells
+
+
+def _smooth(cells: np.ndarray) -> np.ndarray:
+    """A root of the prior's covariance times maps (n, *cells): applied twice, it is a Gaussian of SIGMA cells."""
+    return gaussian_filter(cells, sigma=(0, *[SIGMA / math.sqrt(2)] * (cells.ndim - 1)), mode="constant")
+
+
+def estimate(
+    scores: np.ndarray, masks: Masks, estimator: str = "mean", used: np.ndarray | None = None
+) -> UnitScores | UnitWeights:
+    """What the scores (N, I) say of units, by one of ESTIMATORS; "sqrt_ridge" regresses the root of the score.
+
+    Divergences are heavy-tailed, so that a few perturbations decide a mean; their root is not, but it is a slightly
+    different thing to explain.
+    """
+    if estimator == "mean":
+        return UnitScores.of(scores, masks, used)
+    return UnitWeights.of(np.sqrt(np.maximum(scores, 0)) if estimator == "sqrt_ridge" else scores, masks, used)
+
+
+def reliability(scores: np.ndarray, masks: Masks, estimator: str, reduced: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Split-half reliability of a map: the correlation expected with a second map from as many other perturbations.
+
+    Pearson's correlation between the maps of two interleaved halves of the perturbations, stepped up to their whole
+    number by the Spearman-Brown formula. Undefined (NaN) where a half is flat.
+
+    Args:
+        reduced: from cells (I, *cells) to what is compared, any shape.
+    """
+    halves = np.arange(len(scores)) // len(masks.partition.labels) % 2 == 0  # each half has all levels
+    first, second = (
+        reduced(estimate(scores, masks, estimator, used).cells(masks.partition.labels)).reshape(-1)
+        for used in (halves, ~halves)
+    )
+    if not (np.ptp(first) and np.ptp(second)):
+        return math.nan
+    r = stats.pearsonr(first, second).statistic
+    return float(2 * r / (1 + r))
+
+
+def expand(maps: xr.Dataset) -> xr.Dataset:
+    """Add SM^X per cell, input_saliency (token, time, mel), to maps that hold its compact form."""
+    if "segment_weight" in maps:
+        units = UnitWeights(maps.segment_weight.values)
+    else:
+        units = UnitScores(maps.segment_score.values, maps.segment_count.values)
+    return maps.assign(input_saliency=(("token", "time", "mel"), units.cells(maps.segmentation.values)))
