@@ -15,7 +15,7 @@ import xattn.occlusion
 from xattn import store
 from xattn.audio import mel_centres
 from xattn.compare import correlate, saliency_on_steps
-from xattn.estimators import estimate
+from xattn.estimators import estimate, masks_of
 from xattn.explain import VERSION, Occlusion, cost, explain, explain_corpus, explain_targets
 from xattn.models.conformer import ConformerModel
 from xattn.occlusion import Masks, Partition
@@ -153,15 +153,14 @@ def test_parameters_reach_the_masks(model, utterance):
 def test_reliability_is_that_of_halves_of_the_reduced_map(model, utterance, estimator):
     maps = explain(model, utterance, **SMALL | {"input_masks": 60, "encoder_masks": 40, "estimator": estimator})
     spoken = maps.token.values != "</s>"
-    segments = Partition.of(slic_pyramid(maps.features.values))
-    steps = Partition.of(np.arange(maps.sizes["step"])[None])
-    for place, partition, p in (("input", segments, 0.5), ("encoder", steps, 0.7)):
-        scores, name = maps[f"{place}_scores"].values, f"{place}_saliency"
-        masks = Masks(partition, len(scores), p, 0, f"{utterance.id}/{place}")
-        first = np.arange(len(scores)) // len(partition.labels) % 2 == 0
+    for place in ("input", "encoder"):
+        scores, name, masks = maps[f"{place}_scores"].values, f"{place}_saliency", masks_of(maps, place)
+        labels = masks.partition.labels
+        np.testing.assert_allclose(estimate(scores, masks, estimator).cells(labels), maps[name], rtol=1e-5, atol=1e-7)
+        first = np.arange(len(scores)) // len(labels) % 2 == 0
         halves = []
         for used in (first, ~first):
-            cells = estimate(scores, masks, estimator, used).cells(partition.labels)
+            cells = estimate(scores, masks, estimator, used).cells(labels)
             halves.append(saliency_on_steps(maps.assign({name: maps[name].copy(data=cells)}), place)[spoken])
         r = np.corrcoef(*(half.ravel() for half in halves))[0, 1]
         assert maps.attrs[f"{place}_reliability"] == pytest.approx(2 * r / (1 + r))

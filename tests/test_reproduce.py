@@ -27,6 +27,7 @@ PROFILE = {
     "precision": "auto",
     "estimator": "mean",
     "reliability": 1.0,
+    "pyramid": "published",
     "device": "cpu",
 }
 MAPS = Step("10_maps", ("maps", "model", "settings", "seed"), ("maps/base.txt",), per_source=True)

@@ -31,6 +31,12 @@ def test_the_first_two_levels_collapse_up_to_the_threshold(frames):
     assert not np.array_equal(levels[0], levels[2])
 
 
+@pytest.mark.parametrize("frames", [61, 300, 750, 900])
+def test_levels_of_the_spread_pyramid_differ(frames):
+    found = [level.max() + 1 for level in slic_pyramid(noise(frames), pyramid="spread")]
+    assert found[0] > 1.8 * found[1] > 2.7 * found[2]
+
+
 def test_longer_inputs_keep_different_levels():
     levels = slic_pyramid(noise(900))
     assert not np.array_equal(levels[0], levels[1])

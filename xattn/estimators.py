@@ -19,7 +19,7 @@ import xarray as xr
 from scipy import stats
 from scipy.ndimage import gaussian_filter
 
-from xattn.occlusion import Masks
+from xattn.occlusion import Masks, Partition
 
 ESTIMATORS = ("mean", "ridge", "sqrt_ridge")
 SIGMA = 1.0  # cells: how far the prior makes neighbours alike
@@ -129,11 +129,13 @@ def reliability(scores: np.ndarray, masks: Masks, estimator: str, reduced: Calla
     """Split-half reliability of a map: the correlation expected with a second map from as many other perturbations.
 
     Pearson's correlation between the maps of two interleaved halves of the perturbations, stepped up to their whole
-    number by the Spearman-Brown formula. Undefined (NaN) where a half is flat.
+    number by the Spearman-Brown formula. Undefined (NaN) where a half is flat or has no perturbation of some level.
 
     Args:
         reduced: from cells (I, *cells) to what is compared, any shape.
     """
+    if len(scores) < 2 * len(masks.partition.labels):
+        return math.nan
     halves = np.arange(len(scores)) // len(masks.partition.labels) % 2 == 0  # each half has all levels
     first, second = (
         reduced(estimate(scores, masks, estimator, used).cells(masks.partition.labels)).reshape(-1)
@@ -143,6 +145,14 @@ def reliability(scores: np.ndarray, masks: Masks, estimator: str, reduced: Calla
         return math.nan
     r = stats.pearsonr(first, second).statistic
     return float(2 * r / (1 + r))
+
+
+def masks_of(maps: xr.Dataset, source: str) -> Masks:
+    """The perturbations behind the stored scores of a source, "input" or "encoder"."""
+    labels = maps.segmentation.values if source == "input" else np.arange(maps.sizes["step"])[None]
+    bounds = np.array([*(level.min() for level in labels), labels.max() + 1])
+    number, p = maps.sizes[f"{source}_mask"], maps.attrs[f"{source}_p"]
+    return Masks(Partition(labels, bounds), number, p, maps.seed, f"{maps.utterance}/{source}")
 
 
 def expand(maps: xr.Dataset) -> xr.Dataset:

@@ -21,7 +21,7 @@ from xattn.corpus import Utterance, utterance_from_file
 from xattn.estimators import ESTIMATORS, estimate, expand, reliability
 from xattn.models import S2TModel, load_model
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.segments import slic_pyramid
+from xattn.segments import PYRAMIDS, slic_pyramid
 
 VERSION = 5  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -48,6 +48,7 @@ class Occlusion:
         "sqrt_ridge".
     reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
         split-half reliability; 1, which none has, asks for all.
+    pyramid: of xattn.segments, which superpixels are hidden: "published" (the paper's), or "spread".
     batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
     """
 
@@ -59,6 +60,7 @@ class Occlusion:
     precision: str = "auto"
     estimator: str = "mean"
     reliability: float = 1.0
+    pyramid: str = "published"
     batch_size: int = 32
 
     def __post_init__(self):
@@ -66,6 +68,8 @@ class Occlusion:
             raise ValueError(f"There is no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"There is no estimator {self.estimator!r}: choose one of {', '.join(ESTIMATORS)}.")
+        if self.pyramid not in PYRAMIDS:
+            raise ValueError(f"There is no pyramid {self.pyramid!r}: choose one of {', '.join(PYRAMIDS)}.")
         for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
@@ -295,7 +299,7 @@ def explain_targets(
     states = model.encode(features[None])  # (1, S, D)
     hypotheses = write_hypotheses(model, features, targets, utterance.id, least)
     partitions = {
-        "input": Partition.of(slic_pyramid(features.cpu().numpy())),
+        "input": Partition.of(slic_pyramid(features.cpu().numpy(), pyramid=occlusion.pyramid)),
         "encoder": Partition.of(np.arange(states.shape[1])[None]),
     }
     masks = {

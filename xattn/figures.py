@@ -228,6 +228,45 @@ def intervals(
     return figure
 
 
+def convergence(table: pd.DataFrame, title: str) -> Figure:
+    """How maps of few perturbations agree with a reference: a column a pair and source, r above, bias below.
+
+    table: long, with pair, source ("input", "encoder"), estimator, perturbations, quantity ("r", "bias"), value, low
+    and high.
+    """
+    symbols, goals = {"input": "SM$^X$", "encoder": "SM$^H$"}, {"r": (0.98, 1.0), "bias": (-0.01, 0.01)}
+    columns = list(dict.fromkeys(zip(table.pair, table.source, strict=True)))
+    estimators = list(dict.fromkeys(table.estimator))
+    lines = table.set_index(["pair", "source", "quantity", "estimator"]).sort_index()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            2, len(columns), figsize=(1.6 + 2.2 * len(columns), 4.6), sharex=True, sharey="row", squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for row, (quantity, goal) in zip(axes, goals.items(), strict=True):
+            for axis, (pair, source) in zip(row, columns, strict=True):
+                axis.axhspan(*goal, color="0.9", zorder=0)
+                for estimator, colour in zip(estimators, sns.color_palette("colorblind"), strict=False):
+                    part = lines.loc[[(pair, source, quantity, estimator)]].sort_values("perturbations")
+                    axis.plot(part.perturbations, part.value, "o-", color=colour, markersize=3, label=estimator)
+                    bounds = part.low.astype(float), part.high.astype(float)
+                    axis.fill_between(part.perturbations, *bounds, color=colour, alpha=0.15)
+                axis.set_xscale("log")
+                axis.grid(axis="y", linewidth=0.3)
+        numbers = sorted(table.perturbations.unique())
+        for axis, (pair, source) in zip(axes[0], columns, strict=True):
+            axis.set_title(f"{pair}, {symbols[source]}")
+        for axis in axes[1]:
+            axis.set_xticks(numbers, numbers)
+            axis.minorticks_off()
+            axis.set_xlabel("perturbations")
+        axes[0, 0].set_ylabel("r with the reference")
+        axes[1, 0].set_ylabel("bias of $\\rho$")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def layer_lines(table: pd.DataFrame, title: str) -> Figure:
     """Correlation of layer averages, a panel a model and a line a setting; at the right the mean of all layers.
 

@@ -54,7 +54,10 @@ class Step:
 
 LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps", "data")
-OCCLUSION = ("input_masks", "encoder_masks", "input_p", "encoder_p", "seed", "precision", "estimator", "reliability")
+OCCLUSION = (
+    *("input_masks", "encoder_masks", "input_p", "encoder_p", "seed"),
+    *("precision", "estimator", "reliability", "pyramid"),
+)
 MAPS = ("10_maps",)
 
 STEPS = (
@@ -66,6 +69,13 @@ STEPS = (
     Step("21_reduction", (*READ, "models", "pairs", "device"), table("tab1"), needs=MAPS),
     # Both decode again with the reduced map deleted; the second finds the first one's texts.
     Step("26_deletion", (*READ, "models", "pairs", "device"), table("tab6"), needs=MAPS, after=("21_reduction",)),
+    Step("28_estimators", ("profile", "output", "maps", "pairs"), ("estimators.csv", "estimators.png"), needs=MAPS),
+    Step(
+        "29_superpixels",
+        (*READ, "models", "pairs", "split", "device", "utterances", *OCCLUSION[:-2]),
+        ("superpixels.csv",),
+        needs=MAPS,
+    ),
     Step("23_heads_and_layers", (*READ, "pairs"), table("tab3"), needs=MAPS),
     Step("24_models_and_tasks", (*READ, "pairs"), table("tab4"), needs=MAPS),
     Step("25_context_mixing", (*READ, "pairs"), table("tab5"), needs=MAPS),
@@ -94,6 +104,7 @@ PROFILE_KEYS = {
     "precision": str,
     "estimator": str,
     "reliability": float,
+    "pyramid": str,
     "device": str,
 }
 

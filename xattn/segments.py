@@ -3,29 +3,32 @@
 SPES (Fucci et al., arXiv 2411.01710) takes the segments of a Morphological Fragmental Perturbation Pyramid: SLIC at
 three granularities. At the published settings SLIC's grid step rounds to the same four cells for all three on inputs
 of 5 to 750 frames of 80 bands, so the first two levels are identical and the third only starts its grid elsewhere.
+The pyramid "spread" asks for steps of four, six and eight cells instead.
 """
 
 import numpy as np
 from skimage.segmentation import slic
 
-SEGMENTS = (2000, 2500, 3000)  # segments of a reference input, one number a granularity
+# Segments of a reference input, one number a granularity.
+PYRAMIDS = {"published": (2000, 2500, 3000), "spread": (2500, 1111, 625)}
 REFERENCE_FRAMES = 500  # frames of that input; hence 400, 500 and 600 segments a second (paper, settings)
 THRESHOLD_FRAMES = 750  # past 7.5 s the number of segments stops growing (paper, settings)
 COMPACTNESS = 0.1
 SIGMA = 0.0  # the reference code defaults to 1; the paper and its released configurations say 0
 
 
-def segment_numbers(frames: int) -> list[int]:
-    """Number of segments asked of SLIC at each granularity for an input of `frames` frames."""
-    return [max(1, round(number * min(frames, THRESHOLD_FRAMES) / REFERENCE_FRAMES)) for number in SEGMENTS]
+def segment_numbers(frames: int, pyramid: str = "published") -> list[int]:
+    """Number of segments asked of SLIC at each granularity of one of PYRAMIDS for an input of `frames` frames."""
+    return [max(1, round(number * min(frames, THRESHOLD_FRAMES) / REFERENCE_FRAMES)) for number in PYRAMIDS[pyramid]]
 
 
-def slic_pyramid(features: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
+def slic_pyramid(features: np.ndarray, sigma: float = SIGMA, pyramid: str = "published") -> np.ndarray:
     """Segment a spectrogram at every granularity.
 
     Args:
         features: float32 (time, mel), as the model sees them (the reference segments the normalised features).
         sigma: width of the Gaussian smoothing before SLIC, in cells.
+        pyramid: of PYRAMIDS.
 
     Returns:
         int32 (level, time, mel): at each level, every cell's segment, numbered from 0 without gaps.
@@ -39,7 +42,7 @@ def slic_pyramid(features: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
     # In float64 some labels would differ from the reference's (golden fixture `long`).
     scaled = (features.astype(np.float32) - low) / (high - low)
     levels = []
-    for number in segment_numbers(len(features)):
+    for number in segment_numbers(len(features), pyramid):
         labels = slic(scaled, n_segments=number, compactness=COMPACTNESS, sigma=sigma, channel_axis=None, start_label=1)
         found = np.unique(labels)
         if found[0] != 1 or found[-1] != len(found):

@@ -146,7 +146,7 @@ def _read(path: Path, whole: bool) -> xr.Dataset:
         zipped = ZipStore(path, mode="r")
         try:
             maps = xr.open_zarr(zipped, consolidated=False, chunks=None)
-            if sorted(maps.variables) != maps.attrs.pop(CONTENTS):
+            if sorted(maps.variables) != maps.attrs.pop(CONTENTS, sorted(maps.variables)):  # absent in older ones
                 raise ValueError("some are missing")
             return maps.load() if whole else maps
         finally:
