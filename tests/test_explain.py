@@ -177,8 +177,9 @@ def test_perturbations_end_where_the_maps_are_reliable(model, utterance):
         assert everything.sizes[f"{place}_mask"] == 400
 
 
-def test_batch_size_moves_rounding_only(maps, model, utterance):
-    other = explain(model, utterance, **SMALL | {"batch_size": 64})
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_moves_rounding_only(maps, model, utterance, batch_size):
+    other = explain(model, utterance, **SMALL | {"batch_size": batch_size})
     assert np.array_equal(other.segment_count, maps.segment_count)
     for name in ("input_saliency", "encoder_saliency"):
         np.testing.assert_allclose(other[name], maps[name], rtol=1e-4, atol=1e-6)
