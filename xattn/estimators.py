@@ -1,9 +1,10 @@
 """From the scores of perturbations to a map: the published mean, and a regression that needs fewer of them.
 
 The published estimator (paper, definitions) credits a unit with the mean score of the perturbations that hid it. It is
-noisy, because half of all other units were hidden in each of those too. A regression of the score on everything that
-was hidden explains that part away, and a prior that neighbours weigh alike steadies what is left; its weights are
-shrunk towards 0 and stand beside the mean, not for it.
+noisy for two reasons: divergences are heavy-tailed, so that a few perturbations decide a mean, and many other units
+were hidden in each of them too. The root of the score calms the tail, but is a slightly different thing to explain. A
+regression on everything that was hidden explains the other units away, but shrinks its weights towards 0. Both stand
+beside the published mean, not for it.
 
 Letters in shapes: N perturbations, G levels, K units of all levels together, I tokens; "cells" stands for (time, mel)
 or (step,).
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from scipy import stats
-from scipy.ndimage import gaussian_filter
+from scipy import sparse, stats
+from scipy.ndimage import gaussian_filter1d
 
 from xattn.occlusion import Masks, Partition
 
-ESTIMATORS = ("mean", "ridge", "sqrt_ridge")
-SIGMA = 1.0  # cells: how far the prior makes neighbours alike
-STRENGTH = 1.0  # of the shrinkage, in units of the mean variance that hidden cells give a score
+ESTIMATORS = ("mean", "sqrt_mean", "ridge", "sqrt_ridge")
+SIGMA = 1.0  # steps: how far the prior makes neighbours alike; superpixels are smooth enough without
+STRENGTH = 3.0  # of the shrinkage, in units of the mean prior variance of a score
 BLOCK = 1024  # perturbations whose masks are in memory at once
 
 
@@ -72,8 +73,8 @@ class UnitWeights:
     """A ridge regression of the score on the hidden cells: float64 (I, K), each unit's share of its cells' weights.
 
     The score is modelled as a constant, plus the weights of the cells that are hidden, plus noise. Weights are a priori
-    normal, with a covariance that falls off as a Gaussian of SIGMA cells. In the dual form, the weights of cells are
-    the smoothed sum of their units' shares, so that a map is as compact as one of `UnitScores`.
+    normal and independent, those of encoder steps with a covariance that falls off as a Gaussian of SIGMA steps. In the
+    dual form a cell's weight is the sum of its units' shares (smoothed, for steps), as compact as `UnitScores`.
     """
 
     weights: np.ndarray
@@ -81,19 +82,21 @@ class UnitWeights:
     @classmethod
     def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitWeights":
         """From the scores (N, I) of all perturbations, or of those `used` (N,); solves for one unknown each."""
-        levels, hidden = masks.draw(0, len(scores))
         rows = np.arange(len(scores)) if used is None else np.flatnonzero(used)
-        cells = np.stack([hidden[row][masks.partition.labels[levels[row]]] for row in rows]).astype(np.float32)
-        features = torch.from_numpy(_smooth(cells - cells.mean(axis=0)).reshape(len(rows), -1))
-        gram = (features @ features.T).double()  # (N, N), the prior covariance of scores
+        hidden = masks.draw(0, len(scores))[1][rows].astype(np.float64)  # (N, K)
+        covariance = torch.from_numpy(hidden) @ torch.from_numpy(_covariance(masks.partition.labels) @ hidden.T)
+        centre = torch.eye(len(rows), dtype=torch.float64) - 1 / len(rows)
+        gram = centre @ covariance @ centre
         gram.diagonal().add_(STRENGTH * gram.diagonal().mean())
-        centred = torch.from_numpy(scores[rows] - scores[rows].mean(axis=0)).double()
+        scores = scores[rows].astype(np.float64)
+        centred = torch.from_numpy(scores - scores.mean(axis=0))
         dual = torch.linalg.solve(gram, centred)  # (N, I)
-        return cls((dual.T @ torch.from_numpy(hidden[rows]).double()).numpy())
+        return cls((dual.T @ torch.from_numpy(hidden)).numpy())
 
     def cells(self, labels: np.ndarray) -> np.ndarray:
         """The map: weights of cells, float64 (I, *cells); labels (G, *cells) of the partition."""
-        return _smooth(_smooth(_added_up(self.weights, labels)))
+        cells = _added_up(self.weights, labels)
+        return cells if cells.ndim > 2 else _smooth(cells)
 
     def compact(self) -> dict:
         """As variables of a dataset."""
@@ -107,22 +110,29 @@ def _added_up(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return cells
 
 
-def _smooth(cells: np.ndarray) -> np.ndarray:
-    """A root of the prior's covariance times maps (n, *cells): applied twice, it is a Gaussian of SIGMA cells."""
-    return gaussian_filter(cells, sigma=(0, *[SIGMA / math.sqrt(2)] * (cells.ndim - 1)), mode="constant")
+def _covariance(labels: np.ndarray) -> sparse.csr_array | np.ndarray:
+    """Prior covariance (K, K) of the weights of units, each the sum of its cells' weights."""
+    if labels.ndim == 2:
+        return _smooth(np.eye(labels.shape[1]))
+    cells = np.tile(np.arange(labels[0].size), len(labels))
+    members = sparse.csr_array((np.ones(labels.size), (cells, labels.ravel())))  # (cells, K)
+    return members.T @ members
+
+
+def _smooth(steps: np.ndarray) -> np.ndarray:
+    """A Gaussian of SIGMA along steps (n, S), as the product of two equal ones, so that it is a covariance."""
+    for _ in range(2):
+        steps = gaussian_filter1d(steps, SIGMA / math.sqrt(2), mode="constant")
+    return steps
 
 
 def estimate(
     scores: np.ndarray, masks: Masks, estimator: str = "mean", used: np.ndarray | None = None
 ) -> UnitScores | UnitWeights:
-    """What the scores (N, I) say of units, by one of ESTIMATORS; "sqrt_ridge" regresses the root of the score.
-
-    Divergences are heavy-tailed, so that a few perturbations decide a mean; their root is not, but it is a slightly
-    different thing to explain.
-    """
-    if estimator == "mean":
-        return UnitScores.of(scores, masks, used)
-    return UnitWeights.of(np.sqrt(np.maximum(scores, 0)) if estimator == "sqrt_ridge" else scores, masks, used)
+    """What the scores (N, I) say of units, by one of ESTIMATORS: a mean or a regression, of the scores or their roots."""
+    if estimator.startswith("sqrt_"):
+        scores = np.sqrt(np.maximum(scores, 0))  # rounding can take a divergence below 0
+    return (UnitWeights if estimator.endswith("ridge") else UnitScores).of(scores, masks, used)
 
 
 def reliability(scores: np.ndarray, masks: Masks, estimator: str, reduced: Callable[[np.ndarray], np.ndarray]) -> float:

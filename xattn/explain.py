@@ -44,8 +44,8 @@ class Occlusion:
     seed: together with the utterance's id it fixes every mask.
     precision: of the perturbed passes, "float32", "bfloat16" (halves their time where the processor has it; scores
         correlate with those of float32 at 0.9999), or "auto": bfloat16 where the device computes in it.
-    estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "ridge", or
-        "sqrt_ridge".
+    estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "sqrt_mean",
+        "ridge" or "sqrt_ridge".
     reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
         split-half reliability; 1, which none has, asks for all.
     pyramid: of xattn.segments, which superpixels are hidden: "published" (the paper's), or "spread".
