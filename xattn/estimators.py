@@ -129,7 +129,7 @@ def _smooth(steps: np.ndarray) -> np.ndarray:
 def estimate(
     scores: np.ndarray, masks: Masks, estimator: str = "mean", used: np.ndarray | None = None
 ) -> UnitScores | UnitWeights:
-    """What the scores (N, I) say of units, by one of ESTIMATORS: a mean or a regression, of the scores or their roots."""
+    """What the scores (N, I) say of units, by one of ESTIMATORS: mean or regression, of the scores or their roots."""
     if estimator.startswith("sqrt_"):
         scores = np.sqrt(np.maximum(scores, 0))  # rounding can take a divergence below 0
     return (UnitWeights if estimator.endswith("ridge") else UnitScores).of(scores, masks, used)

@@ -289,8 +289,8 @@ def layer_lines(table: pd.DataFrame, title: str) -> Figure:
                 axis.fill_between(layers, *bounds, color=colours[setting], alpha=0.12)
                 mean = part[part.layer == MEAN].iloc[0]
                 error = [[mean.rho - mean.low], [mean.high - mean.rho]]
-                axis.errorbar(last + 1 + 0.15 * place, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
-            axis.set_xticks([*range(1, last + 1), last + 1.2], [*range(1, last + 1), MEAN])
+                axis.errorbar(last + 1.4 + 0.15 * place, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
+            axis.set_xticks([*range(1, last + 1), last + 1.6], [*range(1, last + 1), MEAN])
             axis.set(xlabel="decoder layer", title=model)
             axis.grid(axis="y", linewidth=0.3)
         axes[0, 0].set_ylabel(r"Pearson's $\rho$")
