@@ -40,7 +40,9 @@ def sample(shift: float, seed: int = 0, audio: str = "en") -> xr.DataArray:
         "layer": np.array(layers, dtype=object),
         "head": np.array(heads, dtype=object),
     }
-    return xr.DataArray(values, coords=coordinates, dims=list(coordinates))
+    reliability = np.repeat([[0.81], [1.0], [np.nan]], 6, axis=1)
+    rho = xr.DataArray(values, coords=coordinates, dims=list(coordinates))
+    return rho.assign_coords(reliability=(("source", "utterance"), reliability))
 
 
 def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
@@ -67,6 +69,8 @@ def test_findings_of_planted_results():
     assert said["averages beat single heads", "base/en"] == "holds"
     assert said["later layers are best", "base/en"] == "holds"
     assert said["about half of the input's relevance", "base/en"] == "holds"
+    corrected = found.set_index(["finding", "where"]).loc["about half of the input's relevance, corrected for noise"]
+    assert corrected.value["base/en"] == pytest.approx(0.55 / 0.9, abs=0.01) and corrected.verdict["base/en"] == "holds"
     assert said["encoder saliency correlates more", "base/en"] == "holds"
     assert said["context mixing is 0.03 to 0.18", "base/en"] == "holds"
     assert said["English recognition above other settings", "base, en and it"] == "holds"

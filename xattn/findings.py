@@ -71,6 +71,10 @@ def _within(rho: xr.DataArray) -> Iterator[tuple[str, str, xr.DataArray, Range]]
         averages = rho.sel(source=source, head=MEAN)
         best = averages.isel(layer=int(averages.mean("utterance").argmax("layer")))
         yield finding, f"rho(CA, {symbol}) of the best layer or overall average", best, expected
+        reliability = rho.reliability.sel(source=source)
+        corrected = best / np.sqrt(reliability.where(reliability > 0))
+        statistic = f"the same over the root of the reliability of {symbol}"
+        yield f"{finding}, corrected for noise", statistic, corrected, expected
     mixing = overall.sel(source="difference")
     yield "encoder saliency correlates more", "rho(CA, SM^H) minus rho(CA, SM^X)", mixing, POSITIVE
     yield "context mixing is 0.03 to 0.18", "rho(CA, SM^H) minus rho(CA, SM^X)", mixing, MIXING
