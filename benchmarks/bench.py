@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import xattn
 from xattn.estimators import UnitScores
@@ -89,6 +90,28 @@ def whole_over_bare(model: S2TModel, utterance, precision: str, number: int = 51
                 "detail": f"{1000 * seconds[0] / number:.2f} ms a mask, {len(features)} frames, {len(ids)} tokens",
             })  # fmt: skip
     return found
+
+
+def floor(model: S2TModel, utterance, precision: str) -> list[dict]:
+    """Time of a batch of masked passes over what its operations take at the machine's rate of matrix products."""
+    features = model.features(utterance.audio())
+    ids = model.generate(features[None], utterance.language)[0]
+    inputs = torch.cat([model.prompt(utterance.language), ids])[:-1]
+    batch, size = features.expand(Occlusion().batch_size, -1, -1).clone(), 2048
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    square = torch.randn(size, size, device=features.device).to(kind)
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with FlopCounterMode(display=False) as counter:
+            model.decode(model.encode(batch), inputs)
+        seconds = fastest(lambda: model.decode(model.encode(batch), inputs), lambda: square @ square)
+    operations, rate = counter.get_total_flops(), 2 * size**3 / seconds[1]
+    weights = sum(parameter.nbytes for parameter in model.network.parameters())
+    detail = (
+        f"{operations / len(batch) / 1e9:.2f} G operations a mask at {rate / 1e9:.0f} G a second of a matrix product; "
+        f"{weights / 1e6:.0f} MB of weights read a batch of {len(batch)}"
+    )
+    what = f"masked passes over their operations at that rate, {model.name}, {precision}"
+    return [{"what": what, "ratio": seconds[0] * rate / operations, "detail": detail}]
 
 
 # The published algorithm on one batch: KL from probabilities, and dense sums of every token's cells.
@@ -203,6 +226,7 @@ def main() -> None:
     rows = []
     for step in (
         *(partial(whole_over_bare, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
+        *(partial(floor, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
         one_batch,
         partial(growth, model, utterances),
         partial(workers, model, utterances),
