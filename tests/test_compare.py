@@ -11,14 +11,18 @@ from xattn.compare import (
     correlate,
     correlation_table,
     correlations,
+    few_against_all,
     frame_wise,
     mean_interval,
     mean_std,
     min_max,
+    on_steps,
     reduce_to_steps,
     saliency_on_steps,
     spoken_tokens,
 )
+from xattn.estimators import UnitScores, masks_of
+from xattn.explain import explain
 
 
 @pytest.fixture
@@ -208,6 +212,25 @@ def test_table_of_correlations(made):
                 assert min(each) <= chosen.low.item() <= np.mean(each) <= chosen.high.item() <= max(each)
     single = correlation_table(correlations(maps[:1]))
     assert (single.n == 1).all() and single.low.isna().all() and single.rho.notna().all()
+
+
+def test_few_perturbations_against_the_mean_of_all_others(model, utterances):
+    maps = explain(model, utterances[0], input_masks=400, encoder_masks=240, precision="float32")
+    table = few_against_all(maps, "input").set_index(["estimator", "perturbations"])
+    assert table.index.unique("perturbations").tolist() == [12, 20, 40]
+    assert set(table.index.unique("estimator")) == {"mean", "sqrt_mean", "ridge", "sqrt_ridge"}
+    spoken, masks, labels = spoken_tokens(maps), masks_of(maps, "input"), maps.segmentation.values
+    attention = frame_wise(spoken.cross_attention.mean(["layer", "head"]).values).ravel()
+    first, others = (
+        on_steps(UnitScores.of(spoken.input_scores.values, masks, used).cells(labels), maps.sizes["step"], 4).ravel()
+        for used in (np.arange(400) < 20, np.arange(400) >= 40)
+    )
+    row = table.loc["mean", 20]
+    assert row.r == pytest.approx(np.corrcoef(first, others)[0, 1])
+    expected = np.corrcoef(first, attention)[0, 1] - np.corrcoef(others, attention)[0, 1]
+    assert row.bias == pytest.approx(expected)
+    steps = few_against_all(maps, "encoder")
+    assert steps.perturbations.unique().tolist() == [12, 24] and steps.r.between(-1, 1).all()
 
 
 def test_interval_of_a_mean():

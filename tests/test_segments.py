@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xattn.segments import segment_numbers, slic_pyramid
+from xattn.segments import segment_numbers, slic_pyramid, together
 
 
 def noise(frames, seed=0):
@@ -57,3 +57,8 @@ def test_sigma_smooths():
 def test_a_constant_spectrogram_is_refused():
     with pytest.raises(ValueError, match="same value in every cell: give a recording that is not silent"):
         slic_pyramid(np.full((50, 80), 0.3, dtype=np.float32))
+
+
+def test_neighbours_together():
+    labels = np.array([[0, 0, 1], [0, 2, 1]])
+    assert together(labels).tolist() == [True, False, True, True, False, False, False]

@@ -8,6 +8,7 @@ import xarray as xr
 from scipy import stats
 
 from xattn.attention import with_means
+from xattn.estimators import ESTIMATORS, estimate, masks_of
 
 REDUCTIONS = ("2d_max", "2d_avg", "1d_max_1d_avg")
 SPECIAL_TOKENS = ("</s>", "<s>")
@@ -175,6 +176,34 @@ def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
     summary["ceiling"] = root.mean("utterance").to_series().reindex(summary.index, level="source")
     table = summary.assign(n=grouped.size()).reset_index()
     return table.assign(**rho.attrs)[["model", "setting", "estimator", *table.columns]]
+
+
+def few_against_all(maps: xr.Dataset, source: str) -> pd.DataFrame:
+    """How saliency from a part of the stored perturbations agrees with the published mean of all others.
+
+    The parts are the first eightieth to tenth of the perturbations, at least 12 of them; the reference is the mean of
+    those past the largest part, so that the two share none.
+
+    Returns a long table with the columns source, estimator, perturbations, r (Pearson's, of the maps as attention is
+    compared with them, over spoken tokens) and bias (of rho with the attention averaged over layers and heads).
+    """
+    spoken = spoken_tokens(maps)
+    scores, masks = spoken[f"{source}_scores"].values, masks_of(maps, source)
+    numbers = [max(12, len(scores) // part) for part in (80, 40, 20, 10)]
+    attention = frame_wise(spoken.cross_attention.mean(["layer", "head"]).values).ravel()
+    place = np.arange(len(scores))
+
+    def reduced(estimator: str, used: np.ndarray) -> np.ndarray:
+        cells = estimate(scores, masks, estimator, used).cells(masks.partition.labels)
+        return on_steps(cells, maps.sizes["step"], maps.subsampling).ravel()
+
+    reference, rows = reduced("mean", place >= numbers[-1]), []
+    for number in dict.fromkeys(numbers):
+        for estimator in ESTIMATORS:
+            found = reduced(estimator, place < number)
+            r, rho, expected = np.corrcoef([found, reference, attention])[np.triu_indices(3, 1)]
+            rows.append((source, estimator, number, r, rho - expected))
+    return pd.DataFrame(rows, columns=["source", "estimator", "perturbations", "r", "bias"])
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -183,7 +183,8 @@ def explain_into(
     targets = [setting.rpartition("-")[2] for setting in settings]
     try:
         for maps in explain_targets(model, utterance, targets, occlusion, least=2, checkpoint=checkpoint):
-            store.save(maps, paths[maps.setting], keys[maps.setting])
+            if not store.is_current(paths[maps.setting], keys[maps.setting]):  # a kill between two settings
+                store.save(maps, paths[maps.setting], keys[maps.setting])
     except NothingToExplain as error:
         return {}, f"left out ({error})"
     partial_path.unlink(missing_ok=True)

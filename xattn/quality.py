@@ -61,7 +61,7 @@ class Metric:
     score: Callable[[np.ndarray], float]
 
     def __call__(self, references: Sequence[str], hypotheses: Sequence[str]) -> float:
-        return self.score(self.counts(references, hypotheses))
+        return float(self.score(self.counts(references, hypotheses)))
 
 
 def _sacrebleu(scorer: sacrebleu.metrics.base.Metric) -> Metric:

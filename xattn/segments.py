@@ -22,6 +22,11 @@ def segment_numbers(frames: int, pyramid: str = "published") -> list[int]:
     return [max(1, round(number * min(frames, THRESHOLD_FRAMES) / REFERENCE_FRAMES)) for number in PYRAMIDS[pyramid]]
 
 
+def together(labels: np.ndarray) -> np.ndarray:
+    """Whether neighbouring cells of a segmentation (time, mel) belong together: bool, pairs in time, then in mel."""
+    return np.concatenate([(labels[1:] == labels[:-1]).ravel(), (labels[:, 1:] == labels[:, :-1]).ravel()])
+
+
 def slic_pyramid(features: np.ndarray, sigma: float = SIGMA, pyramid: str = "published") -> np.ndarray:
     """Segment a spectrogram at every granularity.
 
