@@ -143,7 +143,7 @@ def correlations(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.Da
     """`correlate` for datasets of one model and setting: (source, utterance, layer, head).
 
     source: "input", "encoder", and "difference" for encoder minus input utterance by utterance. The coordinate
-    `reliability` (source, utterance) is that of the saliency, as stored; the difference has none (NaN).
+    `reliability` (source, utterance) is the stored one, of saliency reduced by "2d_max"; the difference has none (NaN).
     """
     rows = []
     for item in maps:
@@ -167,7 +167,7 @@ def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
     Returns a long table with the columns model, setting, estimator, source, layer, head, rho, low, high, corrected,
     ceiling and n (utterances).
     """
-    root = np.sqrt(rho.reliability.clip(min=0)).where(rho.reliability > 0)  # undefined where halves disagree
+    root = np.sqrt(rho.reliability.where(rho.reliability > 0))  # undefined where halves disagree
     corrected = rho / root
     corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
     grouped = rho.to_series().groupby(["source", "layer", "head"], sort=False)
