@@ -5,6 +5,9 @@ TORCH ?=
 JUPYTER ?=
 WORKERS ?=
 export WORKERS
+# The C library keeps freed memory for the next batch: a third to a quarter faster (see xattn/workers.py).
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 PROFILES := $(sort $(basename $(notdir $(wildcard notebooks/profiles/*.yaml))))

@@ -9,7 +9,7 @@ import xarray as xr
 
 from xattn import store
 from xattn.explain import Occlusion, explain_corpus
-from xattn.workers import connect
+from xattn.workers import MEMORY, connect
 
 SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
 
@@ -51,6 +51,15 @@ def test_workers_give_the_maps_of_one_process(model, utterances, tmp_path, capsy
         assert [maps.utterance for maps in pairs[1]] == [utterance.id for utterance in utterances]
         for one, two in zip(*pairs, strict=True):
             xr.testing.assert_identical(one.assign_attrs(seconds=None), two.assign_attrs(seconds=None))
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, str(2**30)), ("65536", "65536")])
+def test_workers_keep_freed_memory_unless_told_otherwise(monkeypatch, own, expected):
+    for name in MEMORY:
+        monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
+    with connect("1") as client:
+        for name in MEMORY:
+            assert list(client.run(os.getenv, name).values()) == [expected]
 
 
 def _dies_once(flag):

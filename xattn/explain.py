@@ -23,7 +23,7 @@ from xattn.models import S2TModel, load_model
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
 from xattn.segments import PYRAMIDS, slic_pyramid
 
-VERSION = 5  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
+VERSION = 6  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 

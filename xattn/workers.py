@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Where glibc gives freed memory back (Dask tells it to do so at once), every batch pays for fresh pages: two to three
+# times the time. The Makefile sets the same for this process.
+MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+KEPT = 2**30  # bytes
+
 WHERE = "the address of a Dask scheduler, a number of processes such as 2, or slurm:8 for as many jobs of a cluster"
 
 
@@ -25,17 +30,19 @@ def connect(where: str | None = None) -> Iterator:
     if not (where.isdigit() and int(where) or kind == "slurm" and number.isdigit() and int(number) or "//" in where):
         raise ValueError(f"WORKERS is {where!r}: give {WHERE}.")
     try:
+        import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ImportError("WORKERS needs Dask: install it with `pip install 'xattn[cluster]'`.") from error
     if where.isdigit():
         threads = max(1, (os.cpu_count() or 1) // int(where))
-        cluster = LocalCluster(
-            n_workers=int(where),
-            threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
-            dashboard_address=None,
-            env={"OMP_NUM_THREADS": str(threads)},
-        )
+        with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": KEPT for name in MEMORY}):
+            cluster = LocalCluster(
+                n_workers=int(where),
+                threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
+                dashboard_address=None,
+                env={"OMP_NUM_THREADS": str(threads)},
+            )
     elif kind == "slurm":
         from dask_jobqueue import SLURMCluster
 
