@@ -188,3 +188,19 @@ def listed(masks):
 def made():
     """Makers of test material: `made.maps(...)`, `made.network(...)` and `made.corpus(folder, utterances)`."""
     return SimpleNamespace(maps=random_maps, network=tiny_network, corpus=write_corpus)
+
+
+def counted(model, monkeypatch, method):
+    """Let a method of the model note how many rows it was called with."""
+    calls, original = [], getattr(model, method)
+
+    def noting(first, *others):
+        calls.append(len(first))
+        return original(first, *others)
+
+    monkeypatch.setattr(model, method, noting)
+    return calls
+
+
+def without_seconds(maps):
+    return maps.assign_attrs(seconds=None)

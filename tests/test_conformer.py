@@ -248,6 +248,21 @@ def test_a_file_that_is_missing_from_the_folder(tiny_folder, tmp_path, name):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "names no model_type: fetch or train the model again"),
+        ("[]", "names no model_type: fetch or train the model again"),
+        ('{"d_model": 8}', "names no model_type: fetch or train the model again"),
+        ('{"model_type": "wav2vec2"}', "is of a 'wav2vec2' model: give one of xattn_conformer"),
+    ],
+)
+def test_a_configuration_of_no_model_of_ours(tmp_path, text, sentence):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=f"config.json {sentence}"):
+        load_model(tmp_path)
+
+
 def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):
     tensors = load_file(tiny_folder / "model.safetensors")
     copy = tmp_path / "copy"

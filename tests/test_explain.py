@@ -1,5 +1,4 @@
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import listed
+from conftest import counted, listed, without_seconds
 from torch.nn import functional
 
 import xattn
 import xattn.occlusion
-from xattn import store
 from xattn.audio import mel_centres
 from xattn.compare import correlate, saliency_on_steps
 from xattn.estimators import estimate, masks_of
-from xattn.explain import VERSION, Occlusion, cost, explain, explain_corpus, explain_targets
+from xattn.explain import VERSION, Occlusion, explain, explain_targets
 from xattn.models.conformer import ConformerModel
 from xattn.occlusion import Masks, Partition
 from xattn.segments import slic_pyramid
@@ -222,22 +220,6 @@ def test_rows_of_a_prompt_of_two_tokens_explain_no_token(model, utterance):
     np.testing.assert_allclose(maps.cross_attention, attention[:, :, 1:], atol=1e-6)
 
 
-def counted(model, monkeypatch, method):
-    """Let a method of the model note how many rows it was called with."""
-    calls, original = [], getattr(model, method)
-
-    def noting(first, *others):
-        calls.append(len(first))
-        return original(first, *others)
-
-    monkeypatch.setattr(model, method, noting)
-    return calls
-
-
-def without_seconds(maps):
-    return maps.assign_attrs(seconds=None)
-
-
 def test_two_languages_share_the_encoder_passes(model, utterance, maps, monkeypatch):
     alone = [maps, explain(model, utterance, "it", **SMALL)]
     calls = counted(model, monkeypatch, "encode")
@@ -299,118 +281,3 @@ def test_weights_that_are_not_finite(made, model, utterance, monkeypatch):
     monkeypatch.setattr(broken, "generate", lambda features, language: [torch.tensor([9, 8, 2])])
     with pytest.raises(FloatingPointError, match="check its weights and the recording"):
         explain(broken, utterance, **SMALL)
-
-
-class Untouchable:
-    """A model of which only the name, the device and the hash may be read."""
-
-    def __init__(self, model):
-        self.name, self.device, self.weights_hash = model.name, model.device, model.weights_hash
-
-
-def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, capsys, monkeypatch):
-    occlusion = Occlusion(**SMALL)
-    explain_corpus(model, utterances, ["en", "en-it"], tmp_path, occlusion)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["tiny en+en-it 1/2 en-test-0", "tiny en+en-it 2/2 en-test-1"]
-    assert all("s an utterance" in line and line.endswith("s left") for line in lines)
-    assert lines[-1].endswith(" 0 s left")
-    for setting, target in (("en", "en"), ("en-it", "it")):
-        stored = list(store.load_all(tmp_path, "tiny", setting))
-        assert [item.utterance for item in stored] == ["en-test-0", "en-test-1"]
-        expected = explain(model, utterances[1], target, **SMALL)
-        del stored[1].attrs["key"]
-        xr.testing.assert_identical(without_seconds(stored[1]), without_seconds(expected))
-
-    for again in (occlusion, Occlusion(**SMALL | {"batch_size": 64})):
-        explain_corpus(Untouchable(model), utterances, ["en", "en-it"], tmp_path, again)
-        assert capsys.readouterr().out == ""
-    with pytest.raises(AttributeError):
-        explain_corpus(Untouchable(model), utterances, ["en"], tmp_path, Occlusion(**SMALL | {"seed": 1}))
-
-
-def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys, monkeypatch):
-    occlusion = Occlusion(**SMALL)
-    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    first = next((tmp_path / "tiny" / "en").glob("*.zarr.zip"))
-    before = first.stat().st_mtime_ns
-    capsys.readouterr()
-    calls = counted(model, monkeypatch, "encode")
-    explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
-    assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
-    assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
-
-
-def test_the_cost_of_a_corpus_is_foretold(model, utterances):
-    few = Occlusion(input_masks=50, encoder_masks=50, batch_size=5, precision="float32")
-    many = Occlusion(input_masks=5000, encoder_masks=5000, batch_size=5, precision="float32")
-    sizes = []
-    for occlusion in (few, many):
-        seconds, size = cost(model, utterances, ["en", "en-it"], occlusion)
-        assert seconds > 0
-        sizes.append(size)
-    both = explain_targets(model, utterances[1], ["en", "it"], few)
-    stored = sum(maps.drop_vars("input_saliency").nbytes for maps in both)
-    share = sum(utterance.duration for utterance in utterances) / utterances[1].duration
-    assert sizes[0] == pytest.approx(stored * share)
-    tokens = sum(maps.sizes["token"] for maps in both)
-    assert sizes[1] - sizes[0] == pytest.approx(2 * 4950 * tokens * 4 * share)
-
-
-@pytest.mark.parametrize("killed_at", [2, 4, 5, 7])
-def test_a_kill_in_the_middle_of_an_utterance_costs_no_finished_batch(
-    model, utterances, tmp_path, monkeypatch, killed_at
-):
-    """Killed at a batch of the spectrogram's masks or, after those three, of the encoder's; then continued."""
-    occlusion = Occlusion(**SMALL | {"encoder_masks": 20})
-    expected = explain(model, utterances[0], **asdict(occlusion))
-    monkeypatch.setattr("xattn.occlusion.CHECKPOINT_SECONDS", -1.0)
-    scored, whole = [], xattn.occlusion.divergence_from
-
-    def dying(log_p):
-        divergence = whole(log_p)
-
-        def counted(log_q):
-            scored.append(len(log_q))
-            if len(scored) == killed_at:
-                raise KeyboardInterrupt
-            return divergence(log_q)
-
-        return counted
-
-    monkeypatch.setattr(sys.modules["xattn.explain"], "divergence_from", dying)
-    with pytest.raises(KeyboardInterrupt):
-        explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    (partial,) = (tmp_path / "tiny" / "en").iterdir()
-    assert partial.name == ".en-test-0.partial.npz"
-    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    assert len(scored) == 7 + 1  # 12 and 20 masks in batches of 5, and the one that was interrupted
-    (stored,) = store.load_all(tmp_path, "tiny", "en")
-    del stored.attrs["key"]
-    xr.testing.assert_identical(without_seconds(stored), without_seconds(expected))
-    assert not partial.exists()
-
-
-def test_a_smaller_run_leaves_the_rest_of_a_larger_one_out(model, utterances, tmp_path):
-    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
-    explain_corpus(model, utterances[1:], ["en"], tmp_path, Occlusion(**SMALL | {"seed": 5}))
-    (only,) = store.load_all(tmp_path, "tiny", "en")
-    assert (only.utterance, only.seed) == ("en-test-1", 5)
-
-
-def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utterances, tmp_path, capsys, monkeypatch):
-    whole, first = model.generate, model.features(utterances[0].audio())[None]
-    short = torch.tensor([9, 2])  # one token before </s>
-
-    def generate(features, language):
-        return [short] if features.shape == first.shape else whole(features, language)
-
-    monkeypatch.setattr(model, "generate", generate)
-    assert first.shape != model.features(utterances[1].audio())[None].shape
-    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
-    assert [item.utterance for item in store.load_all(tmp_path, "tiny", "en")] == [utterances[1].id]
-    printed = capsys.readouterr().out
-    assert (
-        printed.startswith("tiny en 1/2 en-test-0: left out (tiny wrote ") and "for en-test-0 in 'en': check" in printed
-    )
-    explain(model, utterances[0], **SMALL)  # a single token can be explained

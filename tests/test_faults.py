@@ -16,7 +16,8 @@ RUN = """
 import sys
 from pathlib import Path
 import xattn, xattn.occlusion
-from xattn.explain import Occlusion, explain_corpus
+from xattn.explain import Occlusion
+from xattn.runs import explain_corpus
 xattn.occlusion.CHECKPOINT_SECONDS = 0.1
 model, corpus, folder = sys.argv[1:]
 model, utterances = xattn.load_model(model), xattn.load_corpus(corpus, language="en", split="test")
@@ -73,7 +74,8 @@ def test_two_runs_at_once_end_in_the_same_maps(start, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_sentence_and_leaves_finished_work(model, utterances, tmp_path, monkeypatch):
-    from xattn.explain import Occlusion, explain_corpus
+    from xattn.explain import Occlusion
+    from xattn.runs import explain_corpus
 
     occlusion = Occlusion(6, 6, precision="float32")
     explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)

@@ -177,15 +177,16 @@ def test_maps_that_are_missing(tmp_path):
 
 def test_what_is_known_so_far(tmp_path):
     path = tmp_path / "tiny" / "en" / "made-1.partial.npz"
-    scores = {"input": np.arange(6.0).reshape(3, 2)}
-    assert store.load_partial(path, "key-1") == {}
-    store.save_partial(scores, path, "key-1")
-    ((name, values),) = store.load_partial(path, "key-1").items()
-    assert name == "input" and np.array_equal(values, scores["input"])
-    assert store.load_partial(path, "key-2") == {}
+    scores = np.arange(6.0).reshape(3, 2)
+    checkpoint = store.Checkpoint(path, "key-1")
+    assert checkpoint.scores == {}
+    checkpoint.save("input", scores)
+    ((name, values),) = store.Checkpoint(path, "key-1").scores.items()
+    assert name == "input" and np.array_equal(values, scores)
+    assert store.Checkpoint(path, "key-2").scores == {}
     assert os.listdir(path.parent) == ["made-1.partial.npz"]
     path.write_bytes(path.read_bytes()[:100])
-    assert store.load_partial(path, "key-1") == {}
+    assert store.Checkpoint(path, "key-1").scores == {}
 
 
 def test_texts(tmp_path):

@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 
 from xattn import store
-from xattn.explain import Occlusion, explain_corpus
+from xattn.explain import Occlusion
+from xattn.runs import explain_corpus
 from xattn.workers import MEMORY, connect
 
 SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")

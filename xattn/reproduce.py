@@ -23,8 +23,9 @@ from pathlib import Path
 import yaml
 
 from xattn.corpus import load_corpus
-from xattn.explain import Occlusion, cost
+from xattn.explain import Occlusion
 from xattn.models import load_model
+from xattn.runs import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 # Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.

@@ -91,23 +91,31 @@ def _load_keyed(path: Path, key: str) -> xr.Dataset:
     return maps
 
 
-def save_partial(scores: dict[str, np.ndarray], path: Path, key: str) -> None:
-    """Write what is known so far of an utterance, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
-        np.savez(file, **scores, **{KEY: np.array(key)})
-    os.replace(temporary, path)
+class Checkpoint:
+    """The scores (N so far, I) of an utterance that is being explained, by place, so that a kill costs seconds.
 
+    It starts with what an earlier one wrote under the same key; with nothing where that is absent or unreadable, as it
+    is quickly redone.
+    """
 
-def load_partial(path: Path, key: str) -> dict[str, np.ndarray]:
-    """What `save_partial` wrote under `key`; nothing where that is absent or unreadable, as it is quickly redone."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            scores = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}
-    return scores if str(scores.pop(KEY, "")) == key else {}
+    def __init__(self, path: Path, key: str):
+        self.path, self.key, self.scores = path, key, {}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                scores = dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return
+        if str(scores.pop(KEY, "")) == key:
+            self.scores = scores
+
+    def save(self, place: str, scores: np.ndarray) -> None:
+        """Write them, whole or not at all."""
+        self.scores[place] = scores
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(self.path)
+        with temporary.open("wb") as file:
+            np.savez(file, **self.scores, **{KEY: np.array(self.key)})
+        os.replace(temporary, self.path)
 
 
 def save_texts(texts: list[str], path: Path, key: str) -> None:

@@ -1,7 +1,9 @@
 """Speech-to-text models behind one face."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -55,15 +57,30 @@ class S2TModel(Protocol):
         """The text that token ids (I,) spell."""
 
 
+# By the model_type of a folder's config.json: a module of this package and its class, imported when asked for.
+ARCHITECTURES = {"xattn_conformer": ("conformer", "ConformerModel")}
+
+
 def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
     """Load a model from a local folder, ready to be explained (float32, evaluation mode)."""
-    from xattn.models.conformer import ConformerModel
-
-    if not Path(name_or_path).is_dir():
+    folder = Path(name_or_path)
+    if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no model folder {name_or_path}: give the path of one, such as data/models/base."
         )
-    return ConformerModel.from_folder(name_or_path, device)
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The model folder {folder} has no config.json: give the folder of a trained model, "
+            "such as data/models/base."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} names no model_type: fetch or train the model again.") from error
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{folder / 'config.json'} is of a {kind!r} model: give one of {', '.join(ARCHITECTURES)}.")
+    module, name = ARCHITECTURES[kind]
+    return getattr(import_module(f"xattn.models.{module}"), name).from_folder(folder, device)
 
 
 def folder_hash(folder: Path) -> str:
