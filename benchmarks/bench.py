@@ -115,41 +115,50 @@ def floor(model: S2TModel, utterance, precision: str) -> list[dict]:
     return [{"what": what, "ratio": seconds[0] * rate / operations, "detail": detail}]
 
 
-# The published algorithm on one batch: KL from probabilities, and dense sums of every token's cells.
-DENSE = """
-def dense(p, logits, keep):
-    q = logits.softmax(-1)
-    scores = (p * (p / q).log()).sum(-1)  # (B, I)
-    hidden = 1 - keep
-    heat = (scores[:, :, None, None] * hidden[:, None]).sum(0)  # (I, T, F)
-    return heat, hidden.sum(0)
-"""
+# One batch scored and summed on one thread, in a process of its own: the published algorithm, KL from probabilities and
+# dense sums over every token's cells, against ours. Each starts from what its model passes give. The peak of memory is
+# the process's own, set back to what it holds before the batch, freed memory given back (Linux with glibc).
 BATCH = """
-import resource, sys, time
+import ctypes, sys, time
+from pathlib import Path
 import numpy as np
 import torch
 from xattn.estimators import UnitScores
-from xattn.occlusion import Masks, Partition, divergence_from, kl_divergence
+from xattn.occlusion import Masks, Partition, divergence_from
 from xattn.segments import slic_pyramid
-torch.set_num_threads({threads})
+
+def status(name):
+    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
+
+def dense(p, q, keep):
+    scores = (p * p.log() - p * q.log()).sum(-1)  # (B, I)
+    hidden = 1 - keep  # (B, T, F)
+    return (scores[:, :, None, None] * hidden[:, None]).sum(0), hidden.sum(0)
+
+def ours(divergence, log_q, masks):
+    return UnitScores.of(divergence(log_q).numpy(), masks)
+
+torch.set_num_threads(1)
 rng = np.random.default_rng(0)
 masks = Masks(Partition.of(slic_pyramid(rng.standard_normal((500, 80)).astype(np.float32))), 64, 0.5, 0, "bench")
 log_p = torch.randn(40, 8000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-logits = torch.randn(64, 40, 8000, generator=torch.Generator().manual_seed(1))
-levels, hidden = masks.draw(0, 64)
-keep = torch.from_numpy(np.stack([~row[masks.partition.labels[level]] for level, row in zip(levels, hidden)])).float()
-p, divergence = log_p.exp(), divergence_from(log_p)
-{dense}
-def ours():
-    return UnitScores.of(divergence(logits.log_softmax(-1)).numpy(), masks)
-run = {{"ours": ours, "dense": lambda: dense(p, logits, keep)}}["{name}"]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+log_q = torch.randn(64, 40, 8000, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+if sys.argv[1] == "dense":
+    levels, hidden = masks.draw(0, 64)
+    keep = [~row[masks.partition.labels[level]] for level, row in zip(levels, hidden)]
+    run, inputs = dense, (log_p.exp(), log_q.exp_(), torch.from_numpy(np.stack(keep)).float())
+else:
+    run, inputs = ours, (divergence_from(log_p), log_q, masks)
 seconds = []
-for _ in range({repeats} + 1):
-    started = time.perf_counter()
-    run()
+for _ in range(int(sys.argv[2])):
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = status("VmRSS:"), time.perf_counter()
+    result = run(*inputs)
     seconds.append(time.perf_counter() - started)
-print(min(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    peak = status("VmHWM:") - before
+    del result
+print(min(seconds), peak)
 """
 
 
@@ -157,8 +166,8 @@ def one_batch() -> list[dict]:
     """Scoring and accumulation of 64 masks, 40 tokens, 500 x 80 cells and 8,000 pieces, each way in its own process."""
     measured = {}
     for name in ("ours", "dense"):
-        code = BATCH.format(name=name, dense=DENSE, repeats=REPEATS, threads=torch.get_num_threads())
-        output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+        command = [sys.executable, "-c", BATCH, name, str(REPEATS + 1)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         measured[name] = [float(number) for number in output.stdout.split()]
     ours, dense = measured["ours"], measured["dense"]
     detail = f"{1000 * ours[0]:.0f} and {1000 * dense[0]:.0f} ms"
