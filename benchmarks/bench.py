@@ -26,6 +26,7 @@ import xattn
 from xattn.estimators import UnitScores
 from xattn.explain import Occlusion, explain_targets
 from xattn.models import S2TModel
+from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
 from xattn.reproduce import versions
 from xattn.runs import explain_corpus
@@ -178,6 +179,45 @@ def one_batch() -> list[dict]:
     ]
 
 
+def paper_size(device: str) -> list[dict]:
+    """A model of the paper's base size (random weights do) on 8 s of audio: its rate, and the hours of a test set.
+
+    EuroParl-ST's English test set has about 3 hours of audio (paper, settings); N_X = N_H = 20,000, bfloat16.
+    """
+    config = ConformerConfig(
+        vocab_size=8000, d_model=512, encoder_layers=12, encoder_ffn_dim=2048, decoder_ffn_dim=2048, encoder_attention_heads=8,
+        decoder_attention_heads=8, decoder_layers=6, conv_channels=1024, language_ids={"en": 4},
+    )  # fmt: skip
+    network = ConformerForConditionalGeneration(config).to(device).eval()
+    model, frames, tokens = ConformerModel(network, None, "random", ""), 800, 40
+    batch, size = (128, 8192) if device == "cuda" else (8, 2048)
+    features = torch.randn(batch, frames, config.input_feat_per_channel, device=device)
+    ids = torch.randint(5, config.vocab_size, (tokens,), device=device)
+    square = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    keep = (torch.rand(batch, frames // model.subsampling, device=device) > 0.7).float()
+    with torch.autocast(device, torch.bfloat16):
+        states = model.encode(features)
+        divergence = divergence_from(model.decode(states[:1], ids)[0])
+        decode = model.decoder_without_steps(states[:1])
+        with FlopCounterMode(display=False) as counter:
+            model.encode(features)
+        encoder, whole, steps, product = fastest(
+            lambda: model.encode(features),
+            lambda: divergence(model.decode(model.encode(features), ids)),
+            lambda: divergence(decode(keep, ids)),
+            lambda: square @ square,
+        )
+    rate = counter.get_total_flops() / encoder
+    share = rate / (2 * size**3 / product)
+    hours = 3 * 3600 / 8 * 20_000 * (whole + steps) / batch / 3600
+    return [
+        {"what": "encoder's share of the rate of a matrix product, paper's base size, bfloat16", "ratio": share,
+         "detail": f"{rate / 1e12:.3f} T operations a second"},
+        {"what": "hours for SM^X and SM^H of EuroParl-ST en at N = 20,000, paper's base size", "ratio": hours,
+         "detail": f"{batch / whole:.0f} and {batch / steps:.0f} masks a second, batches of {batch}, {tokens} tokens"},
+    ]  # fmt: skip
+
+
 def growth(model: S2TModel, utterances) -> list[dict]:
     """How cost grows with masks, length and utterances, as cost for four times as much over four times the cost."""
     by_length = sorted(utterances, key=lambda utterance: utterance.duration)
@@ -238,6 +278,7 @@ def main() -> None:
         *(partial(whole_over_bare, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
         *(partial(floor, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
         one_batch,
+        partial(paper_size, arguments.device),
         partial(growth, model, utterances),
         partial(workers, model, utterances),
     ):
