@@ -184,10 +184,10 @@ def paper_size(device: str) -> list[dict]:
 
     EuroParl-ST's English test set has about 3 hours of audio (paper, settings); N_X = N_H = 20,000, bfloat16.
     """
-    config = ConformerConfig(
-        vocab_size=8000, d_model=512, encoder_layers=12, encoder_ffn_dim=2048, decoder_ffn_dim=2048, encoder_attention_heads=8,
-        decoder_attention_heads=8, decoder_layers=6, conv_channels=1024, language_ids={"en": 4},
-    )  # fmt: skip
+    shape = {"d_model": 512, "vocab_size": 8000, "conv_channels": 1024, "language_ids": {"en": 4}}
+    for part, layers in (("encoder", 12), ("decoder", 6)):
+        shape |= {f"{part}_layers": layers, f"{part}_ffn_dim": 2048, f"{part}_attention_heads": 8}
+    config = ConformerConfig(**shape)
     network = ConformerForConditionalGeneration(config).to(device).eval()
     model, frames, tokens = ConformerModel(network, None, "random", ""), 800, 40
     batch, size = (128, 8192) if device == "cuda" else (8, 2048)
