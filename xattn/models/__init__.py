@@ -125,8 +125,8 @@ def _fetched(name: str, revision: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FETCHED))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise OSError(
-            f"There is no model folder {name}, and the Hugging Face hub does not give {name} at revision {revision} "
-            f"({str(error).strip().splitlines()[0]}): check its name and the network, or give a local folder."
+            f"There is no model folder {name}, and the Hugging Face hub does not give it at revision {revision} "
+            f"({str(error).strip().splitlines()[0]}): check the name and the network, or give a local folder."
         ) from error
 
 

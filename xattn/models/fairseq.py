@@ -76,8 +76,8 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused:
                 raise ValueError(
-                    f"{path} names {refused[1]}, which no checkpoint needs and which could do anything, and was not read: "
-                    "give one from a source that you trust."
+                    f"{path} was not read, because it asks for {refused[1]}, which no checkpoint of a model needs: get "
+                    "one from a source that you trust."
                 ) from error
             raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): fetch it again.") from error
     try:
@@ -85,7 +85,7 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
         options = {OPTIONS.get(name, name): contents(value) for name, value in contents(namespace).items()}
         options["conv_kernel_sizes"] = [int(size) for size in options["conv_kernel_sizes"].split(",")]
         tensors = {name: tensor for name, tensor in state["model"].items() if isinstance(tensor, Tensor)}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not of a Conformer of FBK-fairseq ({type(error).__name__}: {error}): give one of those."
         ) from error

@@ -27,7 +27,6 @@ DEFAULTS = {
     "input_feat_per_channel": 80,
     "batch_unsafe_relative_shift": False,
     "activation_function": "relu",
-    "tie_word_embeddings": False,
     "bos_token_id": 0,
     "pad_token_id": 1,
     "eos_token_id": 2,
@@ -97,13 +96,14 @@ def configuration(options: dict, source: Path) -> ConformerConfig:
             f"The configuration in {source} is of no Conformer that the kit can build ({'; '.join(problems)}): give "
             "another model."
         )
-    own = {name: options[name] for name in NEEDED} | {name: options.get(name, DEFAULTS[name]) for name in DEFAULTS}
+    given = {name: value for name, value in options.items() if name in (*NEEDED, *DEFAULTS) and value is not None}
     return ConformerConfig(
-        **own,
+        **DEFAULTS | given,
         num_conv_layers=len(options["conv_kernel_sizes"]),
         encoder_ffn_dim=options.get("feed_forward_expansion_factor", 4) * options["d_model"],
         ctc_encoder_layer=options.get("ctc_encoder_layer"),
         ctc_vocab_size=options.get("ctc_vocab_size"),
+        tie_word_embeddings=bool(options.get("tie_word_embeddings")),
         starts_with_eos=True,
     )
 
@@ -127,14 +127,14 @@ def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> Confor
         weights = {name: tensor for name, tensor in weights.items() if name not in CTC_HEAD}
     else:
         options = options | {"ctc_vocab_size": len(weights[CTC_HEAD[0]])}
-    if TIED[0] in weights:
-        options = {"vocab_size": len(weights[TIED[0]])} | options
+    embeddings = [name for name in TIED if name in weights]
+    if embeddings:
+        options = {"vocab_size": len(weights[embeddings[0]]), "tie_word_embeddings": len(embeddings) == 1} | options
     config = configuration(options, source)
-    shared = [name for name in TIED if name in weights] if config.tie_word_embeddings else []
-    if len(shared) == 1:
-        origins, weights = ({name: each[shared[0]] for name in TIED} | each for each in (origins, weights))
-    elif shared and not torch.equal(*(weights[name] for name in shared)):
-        problems.append(f"{' and '.join(origins[name] for name in shared)} differ, which are shared")
+    if config.tie_word_embeddings and len(embeddings) == 1:
+        origins, weights = ({name: each[embeddings[0]] for name in TIED} | each for each in (origins, weights))
+    elif config.tie_word_embeddings and embeddings and not torch.equal(*(weights[name] for name in TIED)):
+        problems.append(f"{' and '.join(origins[name] for name in TIED)} differ, which are shared")
     network = ConformerForConditionalGeneration(config)
     expected = network.state_dict()
     for name, tensor in weights.items():
@@ -146,7 +146,7 @@ def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> Confor
     problems += [f"{name} is missing" for name in expected if name not in weights.keys() | optional]
     if problems:
         raise ValueError(
-            f"The weights in {source} do not fit its configuration ({'; '.join(problems)}): fetch both again."
+            f"The weights in {source} do not fit its configuration ({'; '.join(problems)}): fetch it again."
         )
     network.load_state_dict(weights, strict=False)
     return network.eval()
