@@ -16,13 +16,15 @@ from transformers import Speech2TextFeatureExtractor, Speech2TextTokenizer
 
 from xattn import explain
 from xattn.models import folder_hash, load_model
-from xattn.models.fama import conformer
+from xattn.models.conformer import ConformerForConditionalGeneration
+from xattn.models.fama import configuration, conformer
 from xattn.quality import transcribe
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# Keys and values as in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json, sizes made small.
+# As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes; the
+# rest as transformers' Speech2Text models have it.
 CONFIGURATION = {
     "activation_dropout": 0.1,
     "activation_function": "relu",
@@ -170,6 +172,19 @@ def test_weights_are_found_under_every_name_that_they_have(made, layout):
     tolerance = 0.02 if layout == "half" else 0
     torch.testing.assert_close(logits(read), logits(network), rtol=0, atol=tolerance)
     assert not hasattr(read.encoder, "ctc_fc")
+
+
+@pytest.mark.parametrize(("name", "layers", "millions"), [("small", (12, 6), 474), ("medium", (24, 12), 878)])
+def test_sizes_are_those_of_the_paper(name, layers, millions):
+    """Of the paper's table of models; they count both CTC heads, of which the second is left out here."""
+    size = {"d_model": 1024, "decoder_ffn_dim": 4096, "conv_channels": 1024, "vocab_size": 16000}
+    heads = {"encoder_attention_heads": 16, "decoder_attention_heads": 16, "max_target_positions": 512}
+    depth = dict(zip(("encoder_layers", "decoder_layers"), layers, strict=True))
+    with torch.device("meta"):
+        config = configuration(CONFIGURATION | size | heads | depth | {"ctc_encoder_layer": 8}, Path(name))
+        network = ConformerForConditionalGeneration(config)
+    head = sum(value.numel() for value in network.encoder.ctc_fc.parameters())
+    assert (sum(value.numel() for value in network.parameters()) + head) // 10**6 == millions
 
 
 @pytest.mark.parametrize("there", ["decoder.embed_tokens.weight", "decoder.output_projection.weight"])

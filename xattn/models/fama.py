@@ -55,8 +55,8 @@ RENAMED = (
     (r"^encoder\.layers\.", "encoder.conformer_layers."),
 )
 PROJECTION = re.compile(r"(.+)\.(in|qkv|q|k|v|query|key|value)_proj[._](weight|bias)")
-# Tables that are computed here, and the head of joint CTC decoding, which the kit does not do.
-LEFT_OUT = re.compile(r".+\.positional_encoding\.pe|(en|de)coder\.(version|embed_positions\..+)|auxiliary_decoder\..+")
+# Tables that are computed here, and the heads of joint CTC decoding, which the kit does not do.
+LEFT_OUT = re.compile(r".+\.positional_encoding\.pe|(en|de)coder\.(version|embed_positions\..+)|(auxiliary|ctc)\w*\..+")
 CTC_HEAD = ("encoder.ctc_fc.weight", "encoder.ctc_fc.bias")
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 
