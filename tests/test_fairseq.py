@@ -266,6 +266,10 @@ def test_what_does_not_fit_is_said_before_anything_is_written(released, tmp_path
     with pytest.raises(ValueError, match="There are 2 SentencePiece models beside .*model.pt: give the decoder's"):
         convert(checkpoint, tmp_path / "other")
     convert(checkpoint, tmp_path / "other", spm=folder / "spm.model")
+    (folder / "source.txt").write_text(text, encoding="utf-8")
+    (folder / "source.model").write_bytes(b"no model")
+    with pytest.raises(ValueError, match="source.model is damaged or no SentencePiece model"):
+        convert(checkpoint, tmp_path / "third", spm=folder / "source.model")
     with pytest.raises(ValueError, match="dict.txt has tags of it, en only: leave --language out"):
         convert(checkpoint, tmp_path / "third", spm=folder / "spm.model", language="fr")
 

@@ -23,8 +23,8 @@ from xattn.quality import transcribe
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes; the
-# rest as transformers' Speech2Text models have it.
+# As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes;
+# the rest as transformers' Speech2Text models have it.
 CONFIGURATION = {
     "activation_dropout": 0.1,
     "activation_function": "relu",

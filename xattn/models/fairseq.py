@@ -106,7 +106,10 @@ def read_vocabulary(spm: Path) -> tuple[Path, list[str]]:
         )
     lines = [line.rstrip().rpartition(" ") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     pieces = [*SPECIAL, *(piece for piece, _, _ in lines)]
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{spm} is damaged or no SentencePiece model: fetch it again.") from error
     known = {processor.id_to_piece(token) for token in range(len(processor))}
     for piece, _, count in lines:
         if not (piece and count.isdecimal()):
