@@ -22,6 +22,7 @@ from xattn.faithfulness import (
     sentence_map,
     size,
 )
+from xattn.models import fairseq, fama
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.occlusion import Partition, kl_divergence, occlude
 from xattn.segments import segment_numbers, slic_pyramid
@@ -215,6 +216,19 @@ def test_conformer_is_numerically_the_reference(name):
     for actual, expected in pairs.values():
         assert actual.shape == expected.shape
         assert np.abs(actual - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["fairseq_args", "fairseq_cfg"])
+def test_original_checkpoints_are_numerically_the_reference(name):
+    golden, checkpoint = fixture("conformer_safe"), GOLDEN / f"{name}.pt"
+    network = fama.conformer(*fairseq.read_checkpoint(checkpoint), checkpoint)
+    assert network.config.vocab_size == 40 and network.config.ctc_encoder_layer == 1
+    features, lengths = torch.from_numpy(golden["input_features"]), torch.from_numpy(golden["input_lengths"])
+    attention_mask = (torch.arange(features.shape[1]) < lengths[:, None]).long()
+    ids = torch.from_numpy(golden["decoder_input_ids"])
+    with torch.inference_mode():
+        logits = network(features, attention_mask, decoder_input_ids=ids, use_cache=False).logits
+    assert np.abs(logits.numpy() - golden["logits"]).max() < 1e-4
 
 
 def test_features_to_maps_end_to_end():

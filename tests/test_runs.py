@@ -127,3 +127,21 @@ def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utteran
         printed.startswith("tiny en 1/2 en-test-0: left out (tiny wrote ") and "for en-test-0 in 'en': check" in printed
     )
     explain(model, utterances[0], **SMALL)  # a single token can be explained
+
+
+def test_workers_are_told_a_folder_by_its_whole_path_and_a_model_of_the_hub_by_its_id(
+    model, utterances, tiny_folder, tmp_path, monkeypatch
+):
+    told = []
+
+    class Client:
+        def submit(self, function, source, *others, **options):
+            told.append(source)
+            raise ConnectionError
+
+    monkeypatch.chdir(tiny_folder.parent)
+    for source in ("tiny", "FBK-MT/fama-small@0123abc"):
+        monkeypatch.setattr(model, "source", source)
+        with pytest.raises(ConnectionError):
+            explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL), Client())
+    assert told == [str(tiny_folder), "FBK-MT/fama-small@0123abc"]

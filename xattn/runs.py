@@ -118,7 +118,8 @@ def cost(
 def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
     from distributed import as_completed
 
-    source, device = str(Path(model.source).resolve()), str(model.device)
+    folder, device = Path(model.source), str(model.device)
+    source = str(folder.resolve()) if folder.is_dir() else model.source  # a hub id has no folder
     futures = {client.submit(_on_worker, source, device, unit, item, pure=False): item for item in utterances}
     for future, outcome in as_completed(futures, with_results=True):
         yield futures[future], outcome

@@ -7,6 +7,7 @@ Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in 
 H heads, I decoder positions, V vocabulary, L decoder layers.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -32,20 +33,24 @@ class ConformerConfig(Speech2TextConfig):
     """transformers' Speech2Text configuration and what a Conformer adds to it.
 
     conformer_conv_kernel_size: width of the depthwise convolution (31 in the paper).
-    ctc_encoder_layer: the encoder layer (from 1) whose output the intermediate CTC head reads.
+    ctc_encoder_layer: the encoder layer (from 1) whose output the intermediate CTC head reads; None: there is no head.
+    ctc_vocab_size: rows of that head where they are those of another vocabulary than the decoder's.
     final_ctc: whether a second CTC head reads the encoder output.
     batch_unsafe_relative_shift: shift relative scores over the padded length, as the released FAMA models do; such a
     model is exact only on unpadded input.
-    language_ids: token id of each target language's tag, the first decoder token.
+    language_ids: token id of each target language's tag, which the decoder is given first; None: it has no tag.
+    starts_with_eos: whether the decoder is given </s> before that, as FBK's reference implementation does.
     """
 
     model_type = "xattn_conformer"
 
     conformer_conv_kernel_size: int = 31
-    ctc_encoder_layer: int = 1
+    ctc_encoder_layer: int | None = 1
+    ctc_vocab_size: int | None = None
     final_ctc: bool = False
     batch_unsafe_relative_shift: bool = False
     language_ids: dict | None = None
+    starts_with_eos: bool = False
 
 
 def subsampled(lengths):
@@ -212,7 +217,8 @@ class ConformerEncoder(nn.Module):
         self.subsample = Subsampler(config)
         self.dropout = nn.Dropout(config.dropout)
         self.conformer_layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.encoder_layers))
-        self.ctc_fc = nn.Linear(config.d_model, config.vocab_size)
+        if config.ctc_encoder_layer is not None:
+            self.ctc_fc = nn.Linear(config.d_model, config.ctc_vocab_size or config.vocab_size)
         if config.final_ctc:
             self.final_ctc_fc = nn.Linear(config.d_model, config.vocab_size)
 
@@ -303,11 +309,36 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def ctc_logits(self, hidden_states: tuple[Tensor, ...]) -> list[Tensor]:
-        """Logits (B, S, V) of the intermediate and, where there is one, the final CTC head."""
-        heads = [self.encoder.ctc_fc(hidden_states[self.config.ctc_encoder_layer - 1])]
+        """Logits (B, S, V) of the intermediate and the final CTC head, as far as there are such."""
+        heads = []
+        if self.config.ctc_encoder_layer is not None:
+            heads.append(self.encoder.ctc_fc(hidden_states[self.config.ctc_encoder_layer - 1]))
         if self.config.final_ctc:
             heads.append(self.encoder.final_ctc_fc(hidden_states[-1]))
         return heads
+
+
+class Vocabulary:
+    """A SentencePiece model whose pieces have another order, as fairseq's dictionaries do; as its processor where used.
+
+    spm_file: the SentencePiece model; vocab_file: JSON, the id of every piece, from 0 on (transformers' vocab.json).
+    """
+
+    def __init__(self, spm_file: Path, vocab_file: Path):
+        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(spm_file))
+        ids = json.loads(vocab_file.read_text(encoding="utf-8"))
+        self.pieces = sorted(ids, key=ids.get)
+        if [ids[piece] for piece in self.pieces] != list(range(len(ids))):
+            raise ValueError(f"{vocab_file} does not give its {len(ids)} pieces the ids from 0 on: fetch it again.")
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def id_to_piece(self, token: int) -> str:
+        return self.pieces[token]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.processor.decode([self.pieces[token] for token in ids])
 
 
 class ConformerModel(Seq2SeqModel):
@@ -319,10 +350,14 @@ class ConformerModel(Seq2SeqModel):
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
         super().__init__(network, source, weights_hash)
         self.tokenizer, self.languages = tokenizer, tuple(self.config.language_ids)
+        self.padding_safe = not self.config.batch_unsafe_relative_shift
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str = "cpu") -> "ConformerModel":
-        """Load a folder with config.json, model.safetensors and spm.model; weights are computed with in float32."""
+        """Load a folder with config.json, model.safetensors and spm.model; weights are computed with in float32.
+
+        Where the ids are not those of the SentencePiece model, vocab.json beside it has them (see `Vocabulary`).
+        """
         folder = Path(folder)
         for name in ("config.json", "model.safetensors", "spm.model"):
             if not (folder / name).is_file():
@@ -343,7 +378,10 @@ class ConformerModel(Seq2SeqModel):
         if absent:
             raise ValueError(f"{folder / 'model.safetensors'} lacks {', '.join(absent)}: fetch or train it again.")
         network = network.to(device).eval()
-        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+        if (folder / "vocab.json").is_file():
+            tokenizer = Vocabulary(folder / "spm.model", folder / "vocab.json")
+        else:
+            tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
         return cls(network, tokenizer, str(folder), folder_hash(folder))
 
     def features(self, audio: np.ndarray) -> Tensor:
@@ -351,12 +389,14 @@ class ConformerModel(Seq2SeqModel):
         return torch.from_numpy(cmvn(log_mel(audio))).to(self.device)
 
     def prompt(self, language: str) -> Tensor:
-        """The decoder's first tokens for output in `language`: its tag, shape (1,)."""
+        """The decoder's first tokens for output in `language`, (P,): </s> where models start with it, then its tag."""
         if language not in self.languages:
             raise ValueError(
                 f"The model {self.name} does not write {language!r}; choose one of {', '.join(self.languages)}."
             )
-        return torch.tensor([self.config.language_ids[language]], device=self.device)
+        first = self.config.eos_token_id if self.config.starts_with_eos else None
+        prompt = [token for token in (first, self.config.language_ids[language]) if token is not None]
+        return torch.tensor(prompt, device=self.device)
 
     @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Seq2SeqModel:
     Architectures add features, prompt, encode, tokens, text and the attributes that these need.
     """
 
+    padding_safe = True
+
     def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
         self.network, self.source, self.weights_hash = network, source, weights_hash
         self.name, self.config = Path(source).name, network.config
@@ -95,10 +97,16 @@ class Seq2SeqModel:
         """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
 
         attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
-        utterance the output tokens after the prompt, with the final </s>, shape (I,).
+        utterance the output tokens after the prompt, with the final </s>, shape (I,). ValueError: padding given to a
+        model that is not `padding_safe`.
         """
         if attention_mask is None:
             attention_mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        if not (self.padding_safe or attention_mask.all()):
+            raise ValueError(
+                f"The outputs of {self.name} depend on how much its input is padded: give it one utterance at a time, "
+                "or several of equal length."
+            )
         prompt = self.prompt(language)
         sequences = self.network.generate(
             input_features=features,

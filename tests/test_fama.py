@@ -1,0 +1,405 @@
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from conftest import SENTENCES
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import Speech2TextFeatureExtractor, Speech2TextTokenizer
+
+from xattn import explain
+from xattn.models import folder_hash, load_model
+from xattn.models.conformer import ConformerForConditionalGeneration
+from xattn.models.fama import configuration, conformer
+from xattn.quality import transcribe
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes;
+# the rest as transformers' Speech2Text models have it.
+CONFIGURATION = {
+    "activation_dropout": 0.1,
+    "activation_function": "relu",
+    "architectures": ["ConformerEncoderDecoderForConditionalGeneration"],
+    "attention_dropout": 0.1,
+    "auto_map": {
+        "AutoConfig": "configuration_conformer.Speech2TextConformerConfig",
+        "AutoModelForSpeechSeq2Seq": "conformer_model.ConformerEncoderDecoderForConditionalGeneration",
+    },
+    "batch_unsafe_relative_shift": True,
+    "bos_token_id": 0,
+    "conformer_attention_dropout": 0.1,
+    "conformer_conv_dropout": 0.1,
+    "conformer_conv_kernel_size": 31,
+    "conformer_feedforward_dropout": 0.1,
+    "conformer_half_step_residual": True,
+    "conv_channels": 32,
+    "conv_expansion_factor": 2,
+    "conv_kernel_sizes": [5, 5],
+    "ctc_compress_fixed_ratio": 4,
+    "ctc_compress_max_out_size": -1,
+    "ctc_compress_strategy": "none",
+    "d_model": 16,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "decoder_layerdrop": 0.0,
+    "decoder_layers": 2,
+    "decoder_start_token_id": 2,
+    "dropout": 0.1,
+    "early_stopping": None,
+    "encoder_attention_heads": 2,
+    "encoder_layers": 2,
+    "eos_token_id": 2,
+    "feed_forward_expansion_factor": 4,
+    "init_std": 0.02,
+    "input_channels": 1,
+    "input_feat_per_channel": 80,
+    "is_encoder_decoder": True,
+    "max_length": None,
+    "max_source_positions": 3000,
+    "max_target_positions": 16,
+    "model_type": "speech_to_text",
+    "pad_token_id": 1,
+    "scale_embedding": True,
+    "tie_word_embeddings": False,
+}
+
+
+def tiny(made, **changes):
+    """A random network with the sizes of CONFIGURATION."""
+    sizes = {"encoder_ffn_dim": 64, "final_ctc": False, "ctc_encoder_layer": None, "tie_word_embeddings": False}
+    return made.network(**sizes | {"batch_unsafe_relative_shift": True, "starts_with_eos": True} | changes)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A SentencePiece model and a vocabulary of 40 ids in another order."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=39,
+        user_defined_symbols=["<lang:en>", "<lang:it>"],
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    pieces = [processor.id_to_piece(token) for token in range(39) if processor.id_to_piece(token) not in SPECIAL]
+    random.Random(0).shuffle(pieces)
+    (folder / "vocab.json").write_text(json.dumps({piece: token for token, piece in enumerate([*SPECIAL, *pieces])}))
+    return folder
+
+
+@pytest.fixture
+def published(made, vocabulary, tmp_path):
+    """A maker of a folder as the hub has it."""
+
+    def make(network=None, name=COMMIT, **configuration):
+        network, folder = network or tiny(made), tmp_path / name
+        folder.mkdir()
+        for file in ("sentencepiece.bpe.model", "vocab.json"):
+            shutil.copy(vocabulary / file, folder)
+        content = CONFIGURATION | {"vocab_size": network.config.vocab_size} | configuration
+        (folder / "config.json").write_text(json.dumps(content))
+        weights = {f"model.{key}": value.clone() for key, value in network.state_dict().items()}
+        weights["lm_head.weight"] = weights.pop("model.decoder.output_projection.weight")
+        save_file(weights, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+def features(frames, seed=0):
+    return torch.randn(frames, 80, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(network):
+    with torch.inference_mode():
+        return network(features(50)[None], decoder_input_ids=torch.tensor([[2, 4, 9, 8]]), use_cache=False).logits
+
+
+def test_a_folder_of_the_hub_is_the_network_that_it_was_made_of(made, published):
+    network = tiny(made)
+    model = load_model(published(network))
+    assert torch.equal(logits(model.network), logits(network))
+    assert model.config.encoder_ffn_dim == 64 and model.config.batch_unsafe_relative_shift
+    assert not model.padding_safe and model.config.ctc_encoder_layer is None and not model.network.training
+    assert {value.dtype for value in model.network.parameters()} == {torch.float32}
+
+
+def fused(weights, module, ours, joint):
+    """Projections of a module, `ours` among its names, joined into one as `joint` names it."""
+    for kind in ("weight", "bias"):
+        parts = [weights.pop(f"{module}.{each}_proj.{kind}") for each in ours]
+        weights[f"{module}.{joint}{kind}"] = torch.cat(parts)
+    return weights
+
+
+DECODER, ENCODER = "decoder.layers.0.self_attn", "encoder.conformer_layers.1.attention.attention"
+LAYOUTS = {
+    "the reference's": lambda weights: weights,
+    "transformers'": lambda weights: {f"model.{name}": tensor for name, tensor in weights.items()},
+    "layers": lambda weights: {name.replace("conformer_layers", "layers"): weights[name] for name in weights},
+    "in_proj_weight": lambda weights: fused(weights, DECODER, "qkv", "in_proj_"),
+    "qkv_proj.weight": lambda weights: fused(weights, ENCODER, ("query", "key", "value"), "qkv_proj."),
+    "letters": lambda weights: {re.sub(r"\.(q|k|v)[a-z]+_proj", r".\1_proj", name): weights[name] for name in weights},
+    "half": lambda weights: {name: tensor.half() for name, tensor in weights.items()},
+    "without counters": lambda weights: {name: weights[name] for name in weights if "num_batches" not in name},
+    "computed tables": lambda weights: (
+        weights
+        | {f"encoder.conformer_layers.{i}.attention.positional_encoding.pe": torch.zeros(1, 9, 16) for i in range(2)}
+        | {"decoder.embed_positions.weights": torch.zeros(20, 16), "decoder.version": torch.tensor([3.0])}
+    ),
+    "joint CTC": lambda weights: weights | {"auxiliary_decoder.fc.weight": torch.zeros(40, 16)},
+    "a CTC head of no layer": lambda weights: (
+        weights | {"encoder.ctc_fc.weight": torch.zeros(7, 16), "encoder.ctc_fc.bias": torch.zeros(7)}
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_are_found_under_every_name_that_they_have(made, layout):
+    network = tiny(made)
+    weights = LAYOUTS[layout](dict(network.state_dict()))
+    read = conformer(CONFIGURATION, weights, Path("here"))
+    tolerance = 0.02 if layout == "half" else 0
+    torch.testing.assert_close(logits(read), logits(network), rtol=0, atol=tolerance)
+    assert not hasattr(read.encoder, "ctc_fc")
+
+
+@pytest.mark.parametrize(("name", "layers", "millions"), [("small", (12, 6), 474), ("medium", (24, 12), 878)])
+def test_sizes_are_those_of_the_paper(name, layers, millions):
+    """Of the paper's table of models; they count both CTC heads, of which the second is left out here."""
+    size = {"d_model": 1024, "decoder_ffn_dim": 4096, "conv_channels": 1024, "vocab_size": 16000}
+    heads = {"encoder_attention_heads": 16, "decoder_attention_heads": 16, "max_target_positions": 512}
+    depth = dict(zip(("encoder_layers", "decoder_layers"), layers, strict=True))
+    with torch.device("meta"):
+        config = configuration(CONFIGURATION | size | heads | depth | {"ctc_encoder_layer": 8}, Path(name))
+        network = ConformerForConditionalGeneration(config)
+    head = sum(value.numel() for value in network.encoder.ctc_fc.parameters())
+    assert (sum(value.numel() for value in network.parameters()) + head) // 10**6 == millions
+
+
+@pytest.mark.parametrize("there", ["decoder.embed_tokens.weight", "decoder.output_projection.weight"])
+@pytest.mark.parametrize("said", [True, False])
+def test_shared_embeddings_may_be_stored_once(made, there, said):
+    network = tiny(made, tie_word_embeddings=True)
+    weights = dict(network.state_dict())
+    both = {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
+    assert torch.equal(*(weights[name] for name in both))
+    del weights[(both - {there}).pop()]
+    options = {name: value for name, value in CONFIGURATION.items() if name != "tie_word_embeddings"}
+    read = conformer(options | ({"tie_word_embeddings": True} if said else {}), weights, Path("here"))
+    assert read.config.tie_word_embeddings and torch.equal(logits(read), logits(network))
+
+
+def test_a_ctc_head_of_another_vocabulary(made):
+    network = tiny(made, ctc_encoder_layer=2, ctc_vocab_size=7)
+    read = conformer(CONFIGURATION | {"ctc_encoder_layer": 2}, network.state_dict(), Path("here"))
+    hidden = read.encoder(features(30)[None]).hidden_states
+    (head,) = read.ctc_logits(hidden)
+    assert head.shape == (1, 8, 7) and torch.equal(head, network.encoder.ctc_fc(hidden[1]))
+
+
+def test_all_weights_that_do_not_fit_are_in_one_sentence(made):
+    weights = dict(tiny(made).state_dict())
+    weights["model.decoder.layer_norm.bias"] = weights["decoder.layer_norm.bias"]
+    weights["encoder.conformer_layers.2.layernorm.bias"] = torch.zeros(16)
+    weights["decoder.layers.1.fc1.bias"] = torch.zeros(33)
+    del weights["decoder.layers.0.fc2.bias"], weights["encoder.conformer_layers.0.attention.attention.u_bias"]
+    with pytest.raises(ValueError) as error:
+        conformer(CONFIGURATION, weights, Path("here"))
+    assert str(error.value) == (
+        "The weights in here do not fit its configuration (model.decoder.layer_norm.bias is the same as "
+        "decoder.layer_norm.bias; decoder.layers.1.fc1.bias is [33] and not [32]; "
+        "encoder.conformer_layers.2.layernorm.bias has no place; "
+        "encoder.conformer_layers.0.attention.attention.u_bias is missing; decoder.layers.0.fc2.bias is missing): "
+        "fetch it again."
+    )
+
+
+def test_embeddings_that_are_said_to_be_shared_and_differ(made):
+    weights = tiny(made).state_dict()
+    with pytest.raises(ValueError, match="decoder.embed_tokens.weight and decoder.output_projection.weight differ"):
+        conformer(CONFIGURATION | {"tie_word_embeddings": True}, weights, Path("here"))
+    del weights["decoder.output_projection.weight"]
+    with pytest.raises(ValueError, match=r"\(decoder.output_projection.weight is missing\)"):
+        conformer(CONFIGURATION, weights, Path("here"))
+
+
+def test_options_that_the_kit_does_not_have_are_in_one_sentence(made):
+    options = CONFIGURATION | {"ctc_compress_strategy": "avg", "conv_expansion_factor": 4, "distance_penalty": "log"}
+    del options["d_model"]
+    with pytest.raises(ValueError) as error:
+        conformer(options, tiny(made).state_dict(), Path("here"))
+    assert str(error.value) == (
+        "The configuration in here is of no Conformer that the kit can build (d_model is missing; "
+        "conv_expansion_factor is 4 and not 2; ctc_compress_strategy is 'avg' and not 'none'; "
+        "distance_penalty is 'log' and not False): give another model."
+    )
+    conformer(CONFIGURATION | {"distance_penalty": None}, tiny(made).state_dict(), Path("here"))
+
+
+def test_pieces_and_text_are_those_of_the_tokenizer_it_was_published_with(published):
+    folder = published()
+    model = load_model(folder)
+    tokenizer = Speech2TextTokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
+    ids = tokenizer("the dog sì lo è").input_ids
+    assert len(set(ids)) > 5 and ids[-1] == 2
+    assert model.tokens(torch.tensor(ids)) == tokenizer.convert_ids_to_tokens(ids)
+    prompts = {language: model.prompt(language) for language in ("en", "it")}
+    assert sorted(model.languages) == ["en", "it"]
+    for language, prompt in prompts.items():
+        assert tokenizer.convert_ids_to_tokens(prompt.tolist()) == ["</s>", f"<lang:{language}>"]
+        assert model.text(torch.tensor([*prompt.tolist(), *ids])) == "the dog sì lo è"
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "the dog sì lo è"
+
+
+def test_a_vocabulary_may_lack_the_blank_and_nothing_else(made, published):
+    model = load_model(published(tiny(made, vocab_size=41), "more"))
+    assert model.tokens(torch.tensor([39, 40]))[1] == "<ctc_blank>"
+    with pytest.raises(ValueError, match="vocab.json has 40 pieces where the model has 43: give the model's own"):
+        load_model(published(tiny(made, vocab_size=43), "many"))
+    folder = published(name="gap")
+    ids = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(ids | {max(ids, key=ids.get): 99}))
+    with pytest.raises(ValueError, match="vocab.json does not give its 40 pieces the ids from 0 on"):
+        load_model(folder)
+
+
+def test_features_are_those_that_it_was_trained_on(published):
+    """preprocessor_config.json: Speech2TextFeatureExtractor, 80 bands, means and variances normalised."""
+    time = np.arange(24000) / 16000
+    noise = np.random.default_rng(0).standard_normal(time.size)
+    audio = (0.3 * np.sin(2 * np.pi * (300 + 400 * time) * time) + 0.01 * noise).astype(np.float32)
+    extractor = Speech2TextFeatureExtractor(feature_size=80, num_mel_bins=80)
+    expected = extractor(audio, sampling_rate=16000, return_tensors="np").input_features[0]
+    np.testing.assert_allclose(load_model(published()).features(audio), expected, atol=2e-3)
+
+
+def test_every_map_of_a_recording_has_a_row_a_token_after_the_prompt(published, utterances):
+    model = load_model(published())
+    maps = explain(model, utterances[0], target="it", input_masks=6, encoder_masks=6)
+    ids = model.generate(model.features(utterances[0].audio())[None], "it")[0]
+    assert maps.token.values.tolist() == model.tokens(ids) and maps.token.values[-1] == "</s>"
+    assert maps.input_saliency.sizes["token"] == maps.cross_attention.sizes["token"] == len(ids) > 1
+    np.testing.assert_allclose(maps.cross_attention.sum("step"), 1, atol=1e-5)
+
+
+def test_files_that_are_missing_or_damaged(published):
+    folder = published()
+    (folder / "model.safetensors").rename(folder / "weights")
+    (folder / "vocab.json").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{COMMIT} has no vocab.json, .*safetensors: fetch it again"):
+        load_model(folder)
+    shutil.copy(published(name="other") / "vocab.json", folder)
+    (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes()[:500])
+    with pytest.raises(ValueError, match="The weights in .* are damaged"):
+        load_model(folder)
+
+
+def test_weights_in_several_files_are_the_same_model(published):
+    folder = published()
+    one = load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for part in range(2):
+        some = {name: tensors[name] for name in sorted(tensors)[part::2]}
+        save_file(some, folder / f"model-0000{part + 1}-of-00002.safetensors")
+    several = load_model(folder)
+    assert several.weights_hash == one.weights_hash == folder_hash(folder)
+    assert torch.equal(logits(several.network), logits(one.network))
+    (folder / "vocab.json").write_text((folder / "vocab.json").read_text() + " ")
+    assert folder_hash(folder) != one.weights_hash
+
+
+def test_a_hub_id_is_fetched_at_its_revision_and_remembered_with_its_commit(published, monkeypatch):
+    folder, calls = published(), []
+
+    def snapshot_download(name, revision, allow_patterns):
+        calls.append((name, revision))
+        fetched = huggingface_hub.utils.filter_repo_objects
+        code = ["config.json", "conformer_model.py", "pytorch_model.bin", "model.pt", "model.safetensors", "vocab.json"]
+        kept = ["config.json", "model.safetensors", "vocab.json"]
+        assert list(fetched(code, allow_patterns=allow_patterns)) == kept
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model = load_model("FBK-MT/fama-small")
+    assert (model.name, model.source) == ("fama-small", f"FBK-MT/fama-small@{COMMIT}")
+    again = load_model(model.source)
+    assert (again.name, again.source, again.weights_hash) == (model.name, model.source, model.weights_hash)
+    assert load_model(folder).weights_hash == model.weights_hash
+    assert calls == [("FBK-MT/fama-small", "main"), ("FBK-MT/fama-small", COMMIT)]
+
+
+def test_nothing_is_fetched_for_what_is_no_hub_id(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.chdir(tmp_path)
+    published(name="here")
+    (tmp_path / "FBK-MT").mkdir()
+    (tmp_path / "here").rename(tmp_path / "FBK-MT" / "fama-small")
+    assert load_model("FBK-MT/fama-small").source == str(Path("FBK-MT/fama-small"))
+    for name in ("fama-small", "./fama-small", "/FBK-MT/fama-small", "data/models/fama", "a/b@", "../fama", "a b/c"):
+        with pytest.raises(FileNotFoundError, match="There is no model folder .*: give the path of one"):
+            load_model(name)
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("FBK-MT/fama-small@main", "FBK-MT/fama-small"):
+        with pytest.raises(OSError) as error:
+            load_model(name)
+        assert isinstance(error.value.__cause__, LocalEntryNotFoundError)
+        sentence = (
+            "There is no model folder FBK-MT/fama-small, and the Hugging Face hub does not give it at revision main"
+        )
+        assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+        assert str(error.value).endswith("check the name and the network, or give a local folder.")
+
+
+LENGTHS = (90, 57, 90, 34, 57, 90)
+
+
+def test_texts_of_an_unsafe_model_do_not_depend_on_the_batch(published, monkeypatch):
+    model = load_model(published())
+    inputs = [features(frames, seed) for seed, frames in enumerate(LENGTHS)]
+    alone = [model.text(model.generate(item[None], "en")[0]) for item in inputs]
+    assert len(set(alone)) > 2
+    monkeypatch.setattr(model, "padding_safe", True)
+    assert transcribe(model, inputs, "en") != alone
+    monkeypatch.setattr(model, "padding_safe", False)
+    calls, generate = [], model.generate
+
+    def noting(batch, language, mask):
+        calls.append(batch.shape[:2])
+        assert mask.all()
+        return generate(batch, language, mask)
+
+    monkeypatch.setattr(model, "generate", noting)
+    assert transcribe(model, inputs, "en") == alone
+    assert sorted(calls) == [(1, 34), (2, 57), (3, 90)]
+    calls.clear()
+    assert transcribe(model, inputs[::-1], "en", batch_size=2) == alone[::-1]
+    assert sorted(calls) == [(1, 34), (1, 90), (2, 57), (2, 90)]
+
+
+def test_padding_is_refused_where_it_would_change_the_output(published):
+    model = load_model(published())
+    padded = torch.nn.utils.rnn.pad_sequence([features(90), features(40, 1)], batch_first=True)
+    mask = (torch.arange(90) < torch.tensor([[90], [40]])).long()
+    with torch.inference_mode():
+        together = model.network.encoder(padded, mask).last_hidden_state[1, :10]
+        assert (together - model.encode(features(40, 1)[None])[0]).abs().max() > 1e-3
+    with pytest.raises(
+        ValueError, match=f"The outputs of {COMMIT} depend on how much its input is padded: give it one"
+    ):
+        model.generate(padded, "en", mask)
