@@ -221,7 +221,8 @@ def written_audio(path: Path, origin: str) -> dict[str, str | float] | None:
 def write_manifest(folder: Path, rows: list[dict[str, str | float]]) -> None:
     """Write manifest.csv, whole or not at all; every row has the columns of the first."""
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    # Texts are quoted, as they may hold a carriage return.
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / "manifest.csv", table.getvalue().encode())

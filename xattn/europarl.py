@@ -164,13 +164,13 @@ def read_segments(root: Path, source: str, target: str, split: str, defects: Def
         defects.missing.append(f"{files[0]} lists {len(lines):,} segments where {SOURCE} has {expected:,}.")
     segments, seen = [], Counter()
     for number, (line, transcript, translation) in enumerate(zip(lines, *texts, strict=True), start=1):
-        where = f"{files[0]} line {number}"
+        where, name = f"{files[0]} line {number}", (line.split() or [""])[0]
+        seen[name] += 1
         try:
-            name, start, end = _parse(line)
+            start, end = _times(line)
         except ValueError as error:
             defects.missing.append(f"{where} {error}")
             continue
-        seen[name] += 1
         speech = root / source / "audios" / f"{name}.m4a"
         if not speech.is_file():
             if seen[name] == 1:
@@ -204,8 +204,8 @@ def cut(segments: list[Segment], folder: Path, origins: dict[Segment, str], defe
             write_audio(folder / segment.audio, samples, origins[segment])
 
 
-def _parse(line: str) -> tuple[str, float, float]:
-    """Speech, start and end of a line. ValueError: they are not, with the rest of a sentence about the line."""
+def _times(line: str) -> tuple[float, float]:
+    """Start and end in a line of segments.lst. ValueError: it is none, with the rest of a sentence about it."""
     try:
         name, start, end = line.split()
         start, end = float(start), float(end)
@@ -214,7 +214,7 @@ def _parse(line: str) -> tuple[str, float, float]:
         raise ValueError(f"is {line!r} where a speech, its start and its end are needed.") from error
     if not 0 <= start < end < math.inf:
         raise ValueError(f"is from {start:g} to {end:g} s, which is no stretch of a speech.")
-    return name, start, end
+    return start, end
 
 
 def _lines(file: Path) -> list[str]:
@@ -235,7 +235,7 @@ def _check_room(folder: Path, seconds: float) -> None:
     needed, free = 2 * SAMPLE_RATE * seconds, shutil.disk_usage(folder).free  # bytes, at worst
     if needed > free:
         raise OSError(
-            f"The segments need up to {needed / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB: make room."
+            f"The segments need up to {needed / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB: make room."
         )
 
 
