@@ -112,19 +112,17 @@ def prepare(
         speeches.setdefault(segment.speech, []).append(segment)
     digests = {speech: _digest(speech) for speech in speeches}
     origins = {s: f"{SOURCE} {digests[s.speech]} {s.start} {s.end}" for s in segments}
-    waiting = {
-        speech: own
-        for speech, own in speeches.items()
-        if not all(written_audio(folder / s.audio, origins[s]) for s in own)
-    }
+    written = {s: written_audio(folder / s.audio, origins[s]) for s in segments}
+    waiting = {speech: own for speech, own in speeches.items() if not all(written[s] for s in own)}
     _check_room(folder, sum(s.end - s.start for own in waiting.values() for s in own))
     started = time.monotonic()
     for number, (speech, own) in enumerate(waiting.items(), start=1):
         cut(own, folder, origins, defects)
+        written |= {s: written_audio(folder / s.audio, origins[s]) for s in own}
         left = (time.monotonic() - started) / number * (len(waiting) - number)
         print(f"{speech.name} {number}/{len(waiting)}: {len(own)} segments, {left:.0f} s left", flush=True)
     defects.refuse(partial)
-    rows = _rows(origins, folder, defects)
+    rows = _rows(written, folder, defects)
     if not rows:
         raise ValueError(f"{root} holds no segment that can be used: give the folder that holds en and it.")
     lists = [
@@ -239,12 +237,11 @@ def _check_room(folder: Path, seconds: float) -> None:
         )
 
 
-def _rows(origins: dict[Segment, str], folder: Path, defects: Defects) -> list[dict[str, str | float]]:
+def _rows(written: dict[Segment, dict | None], folder: Path, defects: Defects) -> list[dict[str, str | float]]:
     """The manifest of segments that are written, without those whose audio no model can take."""
     rows = []
-    for segment, origin in origins.items():
-        written = written_audio(folder / segment.audio, origin)
-        if written is None:  # which `cut` has told
+    for segment, audio in written.items():
+        if audio is None:  # which `cut` has told
             continue
         try:
             load_audio(folder / segment.audio)
@@ -253,7 +250,7 @@ def _rows(origins: dict[Segment, str], folder: Path, defects: Defects) -> list[d
             continue
         rows.append(
             {name: getattr(segment, name) for name in ("id", "split", "language", "target_language", "audio")}
-            | written
+            | audio
             | {name: getattr(segment, name) for name in ("transcript", "translation", "start", "end")}
             | {"source": SOURCE}
         )
