@@ -325,12 +325,12 @@ def test_room_is_looked_for_first(root, tmp_path, monkeypatch, decoded):
     assert decoded == []
 
 
-def test_another_corpus_is_not_overwritten(root, tmp_path, corpus_folder, decoded):
+@pytest.mark.parametrize("file", ["manifest.csv", "README.md"])
+def test_other_files_are_not_overwritten(root, tmp_path, corpus_folder, decoded, file):
     shutil.copytree(corpus_folder, tmp_path / "corpus")
+    (tmp_path / "corpus/manifest.csv").rename(tmp_path / "corpus" / file)
     before = contents(tmp_path / "corpus")
-    with pytest.raises(
-        ValueError, match=r"manifest\.csv was not made from EuroParl-ST 1\.1: choose a folder of its own"
-    ):
+    with pytest.raises(ValueError, match=r"corpus holds files that were not made from EuroParl-ST 1\.1: choose a"):
         prepare(root, tmp_path / "corpus")
     assert decoded == [] and contents(tmp_path / "corpus") == before
 

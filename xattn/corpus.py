@@ -183,17 +183,18 @@ def check_id(id: str, where: str = "") -> None:
 
 
 def claim(folder: Path, source: str) -> None:
-    """Make the folder of a corpus that is to be written from `source`.
+    """Make the folder of a corpus that is to be written from `source`, its manifest first of the files beside `audio`.
 
     Raises:
-        ValueError: it holds a corpus from elsewhere. OSError: it cannot be made.
+        ValueError: it holds other files, or a corpus from elsewhere. OSError: it cannot be made.
     """
     manifest = folder / "manifest.csv"
-    sources = (
-        {row.get("source") for _, row in read_rows(manifest, REQUIRED_COLUMNS)} if manifest.is_file() else {source}
-    )
-    if sources != {source}:
-        raise ValueError(f"{manifest} was not made from {source}: choose a folder of its own for that.")
+    if manifest.is_file():
+        ours = {row.get("source") for _, row in read_rows(manifest, REQUIRED_COLUMNS)} == {source}
+    else:
+        ours = not any(path.is_file() and not path.name.startswith(".") for path in folder.glob("*"))
+    if not ours:
+        raise ValueError(f"{folder} holds files that were not made from {source}: choose a folder of its own for that.")
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -134,9 +134,9 @@ def prepare(
     digests |= {file: _digest(file) for file in lists if file.is_file()}
     sums = "".join(f"{digest}  {file.relative_to(root).as_posix()}\n" for file, digest in sorted(digests.items()))
     card = _card(rows, hashlib.sha256(sums.encode()).hexdigest(), defects)
+    write_manifest(folder, rows)
     write_whole(folder / "SHA256SUMS", sums.encode())
     write_whole(folder / "README.md", card.encode())
-    write_manifest(folder, rows)
     print(card, flush=True)
     return load_corpus(folder)
 
