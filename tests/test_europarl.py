@@ -245,6 +245,13 @@ def test_an_incomplete_copy_is_told_before_anything_is_decoded(root, tmp_path, d
     assert str(caught.value).splitlines()[0] in (tmp_path / "corpus/README.md").read_text(encoding="utf-8")
 
 
+def test_a_missing_speech_is_told_behind_a_bad_line(root, tmp_path):
+    edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
+    (root / f"en/audios/{SPEECH}.m4a").unlink()
+    with pytest.raises(ValueError, match=r"(?s)line 1 is .* line 2 names the speech .*, which is missing\.\nUnpack"):
+        prepare(root, tmp_path / "corpus")
+
+
 def test_ids_stay_when_a_line_is_left_out(root, tmp_path):
     edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
     assert [u.id for u in prepare(root, tmp_path / "corpus", partial=True)][:3] == [

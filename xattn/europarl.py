@@ -160,7 +160,7 @@ def read_segments(root: Path, source: str, target: str, split: str, defects: Def
     expected = SEGMENTS.get((source, split), len(lines))
     if len(lines) != expected:
         defects.missing.append(f"{files[0]} lists {len(lines):,} segments where {SOURCE} has {expected:,}.")
-    segments, seen = [], Counter()
+    segments, seen, absent = [], Counter(), set()
     for number, (line, transcript, translation) in enumerate(zip(lines, *texts, strict=True), start=1):
         where, name = f"{files[0]} line {number}", (line.split() or [""])[0]
         seen[name] += 1
@@ -171,8 +171,9 @@ def read_segments(root: Path, source: str, target: str, split: str, defects: Def
             continue
         speech = root / source / "audios" / f"{name}.m4a"
         if not speech.is_file():
-            if seen[name] == 1:
+            if name not in absent:
                 defects.missing.append(f"{where} names the speech {speech}, which is missing.")
+            absent.add(name)
         elif not (transcript and translation):
             kind = "translation" if transcript else "transcript"
             defects.unusable.append(f"{where} has no {kind}, so the segment is left out.")
