@@ -2,14 +2,17 @@
 
 import csv
 import hashlib
+from math import gcd
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import sentencepiece
 import soundfile
 import torch
 import xarray as xr
+from scipy.signal import resample_poly
 from transformers.utils import logging
 
 from xattn.audio import SAMPLE_RATE
@@ -112,6 +115,38 @@ def write_corpus(folder, utterances):
     for name, rows in (("manifest.csv", manifest), ("words.csv", words)):
         with open(folder / name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
+
+
+def encode(path, samples, rate, codec, codec_rate=None, quality=None, options=None):
+    """Write mono samples with FFmpeg, at a variable bit rate where a quality is given."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=codec_rate or rate)
+        stream.layout = "mono"
+        if quality is not None:
+            stream.codec_context.qscale = True
+            stream.codec_context.global_quality = 118 * quality  # FFmpeg's unit of quality (FF_QP2LAMBDA)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for source in (frame, None):
+            container.mux(stream.encode(source))
+
+
+def write_europarl(root, source, target, split, speeches):
+    """Write one direction in the layout of EuroParl-ST 1.1: m4a speeches, segments.lst and the texts beside it.
+
+    speeches: by name, (samples at 16 kHz, rate of the m4a, [(start, end, transcript, translation), ...]).
+    """
+    (root / source / "audios").mkdir(parents=True, exist_ok=True)
+    texts = root / source / target / split
+    texts.mkdir(parents=True)
+    lines = []
+    for name, (samples, rate, segments) in speeches.items():
+        divisor = gcd(rate, SAMPLE_RATE)
+        resampled = resample_poly(samples, rate // divisor, SAMPLE_RATE // divisor).astype(np.float32)
+        encode(root / source / "audios" / f"{name}.m4a", resampled, rate, "aac")
+        lines += [(f"{name} {start:.2f} {end:.2f}", first, second) for start, end, first, second in segments]
+    for kind, column in zip(("lst", source, target), zip(*lines, strict=True), strict=True):
+        (texts / f"segments.{kind}").write_text("".join(f"{line}\n" for line in column), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

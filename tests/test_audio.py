@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from conftest import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Speech2TextFeatureExtractor
@@ -24,20 +25,6 @@ def chirp_in_noise(seconds=2.0, seed=0):
     time = np.arange(round(seconds * RATE)) / RATE
     noise = np.random.default_rng(seed).standard_normal(time.size)
     return (0.3 * np.sin(2 * np.pi * (100 + 3600 / seconds * time) * time) + 0.007 * noise).astype(np.float32)
-
-
-def encode(path, samples, rate, codec, codec_rate=None, quality=None, options=None):
-    """Write mono samples with FFmpeg, at a variable bit rate where a quality is given."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=codec_rate or rate)
-        stream.layout = "mono"
-        if quality is not None:
-            stream.codec_context.qscale = True
-            stream.codec_context.global_quality = 118 * quality  # FFmpeg's unit of quality (FF_QP2LAMBDA)
-        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = rate, 0
-        for source in (frame, None):
-            container.mux(stream.encode(source))
 
 
 def test_constants_are_whole_samples():

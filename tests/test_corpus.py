@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from xattn.audio import SAMPLE_RATE
-from xattn.corpus import Word, load_corpus, utterance_from_file
+from xattn.corpus import Utterance, Word, load_corpus, utterance_from_file
+from xattn.store import load, path_of, save
 
 MANIFEST = tuple(
     csv.reader(
@@ -281,3 +282,30 @@ def test_a_recording_cut_short_is_told_by_its_row(folder):
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(ValueError, match=r"manifest\.csv row 2 \(id en1\): .*en1\.flac .*: restore the file"):
         load_corpus(folder.path)[0].audio()
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "../../a", "a\\b", "a\nb", "a\0b", "é" * 101, "a\udcff"])
+def test_an_id_has_to_be_safe_in_file_names(folder, id):
+    with pytest.raises(
+        ValueError, match="The utterance id .* cannot name the files of its maps: choose one of at most"
+    ):
+        Utterance(id, folder.path / "audio/en1.flac", "en", 0.8)
+    if id.isprintable() and id:
+        folder.set(3, "id", id)
+        with pytest.raises(ValueError, match=r"manifest\.csv row 3: The utterance id .* cannot name the files of its"):
+            load_corpus(folder.path)
+
+
+@pytest.mark.parametrize("id", ["a", "my talk (2), 12:30?", ".a", "...", "è 日本", "é" * 100])
+def test_a_safe_id_names_maps(tmp_path, made, id):
+    utterance = Utterance(id, tmp_path / "a.wav", "en", 0.8)
+    path = path_of(tmp_path, "model", "en", utterance.id)
+    save(made.maps(utterance=id), path, "key")
+    assert load(path).utterance == id and path.parent == tmp_path / "model/en"
+
+
+def test_a_column_names_the_target_language(folder):
+    for row, cell in zip(folder.manifest, ("target_language", "de", "", ""), strict=True):
+        row.append(cell)
+    folder.write()
+    assert [utterance.target_language for utterance in load_corpus(folder.path)] == ["de", "it", "en"]

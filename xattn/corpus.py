@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from xattn.audio import SAMPLE_RATE, load_audio
 REQUIRED_COLUMNS = ("id", "audio", "language", "transcript")
 WORD_COLUMNS = ("id", "word", "start", "end")
 DURATION_TOLERANCE = 0.05  # seconds by which the manifest and the audio may disagree
+ID_BYTES = 200  # of UTF-8: file names may have 255, and those made of an id add an extension and a process number
 
 
 class Word(NamedTuple):
@@ -48,6 +51,9 @@ class Utterance:
     words: tuple[Word, ...] = ()
     manifest: Path | None = None
     row: int | None = None
+
+    def __post_init__(self):
+        check_id(self.id)
 
     def audio(self) -> np.ndarray:
         """float32 samples at 16 kHz, shape (samples,).
@@ -107,7 +113,7 @@ class Utterance:
                 samples, _ = soundfile.read(self.audio_path, dtype="int16")
             except soundfile.LibsndfileError as error:
                 raise ValueError(f"{where}: {self.audio_path} is damaged ({error}): restore the file.") from error
-            if hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest() != self.sha256:
+            if _digest(samples) != self.sha256:
                 raise ValueError(
                     f"{where}: {self.audio_path} is not the audio the manifest was made for (its SHA-256 differs): "
                     "restore the file or correct the column 'sha256'."
@@ -118,9 +124,9 @@ def load_corpus(path: str | Path, *, language: str | None = None, split: str | N
     """Read the corpus in a folder, in the order of its manifest.
 
     `manifest.csv` needs the columns id, audio (path relative to the folder), language and transcript, and may have
-    split, duration (s), translation, voice, snr (dB) and sha256; other columns are ignored. `words.csv`, where there
-    is one, holds id, word, start and end (s), the words of an utterance in spoken order. Where a manifest has exactly
-    two languages, each is taken to be translated into the other.
+    split, duration (s), translation, target_language, voice, snr (dB) and sha256; other columns are ignored.
+    `words.csv`, where there is one, holds id, word, start and end (s), the words of an utterance in spoken order. Where
+    a manifest names no target language but has exactly two languages, each is taken to be translated into the other.
 
     Args:
         path: the folder.
@@ -135,13 +141,7 @@ def load_corpus(path: str | Path, *, language: str | None = None, split: str | N
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
         raise FileNotFoundError(f"There is no {manifest}: give the folder of a corpus, which has a manifest.csv.")
-    rows = {}
-    for number, row in _read_rows(manifest, REQUIRED_COLUMNS):
-        if row["id"] in rows:
-            raise ValueError(
-                f"{manifest} row {number} (id {row['id']}) repeats the id of row {rows[row['id']][0]}: rename one."
-            )
-        rows[row["id"]] = number, row
+    rows = rows_by_id(manifest, REQUIRED_COLUMNS)
     selected = {
         id: (number, row)
         for id, (number, row) in rows.items()
@@ -169,6 +169,78 @@ def utterance_from_file(path: str | Path, language: str, transcript: str = "") -
     return Utterance(path.stem, path, language, duration, transcript=transcript)
 
 
+def check_id(id: str, where: str = "") -> None:
+    """ValueError, told with `where`: the id of an utterance is not safe as a part of file names."""
+    try:
+        fits = len(id.encode()) <= ID_BYTES
+    except UnicodeEncodeError:  # bytes of a file's name that are no text
+        fits = False
+    if not fits or id in ("", ".", "..") or any(character in "/\\" or ord(character) < 32 for character in id):
+        raise ValueError(
+            f"{where}The utterance id {id!r} cannot name the files of its maps: choose one of at most {ID_BYTES} bytes "
+            "without slashes, backslashes and control characters."
+        )
+
+
+def claim(folder: Path, source: str) -> None:
+    """Make the folder of a corpus that is to be written from `source`, its manifest first of the files beside `audio`.
+
+    Raises:
+        ValueError: it holds other files, or a corpus from elsewhere. OSError: it cannot be made.
+    """
+    manifest = folder / "manifest.csv"
+    if manifest.is_file():
+        ours = {row.get("source") for _, row in read_rows(manifest, REQUIRED_COLUMNS)} == {source}
+    else:
+        ours = not any(path.is_file() and not path.name.startswith(".") for path in folder.glob("*"))
+    if not ours:
+        raise ValueError(f"{folder} holds files that were not made from {source}: choose a folder of its own for that.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_audio(path: Path, audio: np.ndarray, origin: str) -> None:
+    """Write samples (samples,) at 16 kHz as 16-bit FLAC, whole or not at all, and in it what they were made from."""
+    samples = np.clip(np.rint(audio * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    content = io.BytesIO()
+    with soundfile.SoundFile(content, "w", SAMPLE_RATE, channels=1, subtype="PCM_16", format="FLAC") as file:
+        file.comment = f"{origin} {_digest(samples)}"
+        file.write(samples)
+    write_whole(path, content.getvalue())
+
+
+def written_audio(path: Path, origin: str) -> dict[str, str | float] | None:
+    """Duration (s) and sha256 of what `write_audio` made from `origin`; None where it did not, or it is damaged."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            comment, samples = file.comment, file.read(dtype="int16")
+    except soundfile.LibsndfileError:
+        return None
+    digest = _digest(samples)
+    return {"duration": len(samples) / SAMPLE_RATE, "sha256": digest} if comment == f"{origin} {digest}" else None
+
+
+def write_manifest(folder: Path, rows: list[dict[str, str | float]]) -> None:
+    """Write manifest.csv, whole or not at all; every row has the columns of the first."""
+    table = io.StringIO(newline="")
+    # Texts are quoted, as they may hold a carriage return.
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "manifest.csv", table.getvalue().encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it. OSError: it could not be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error.strerror}): make room and call this again.") from error
+
+
 def _utterance(
     manifest: Path, number: int, row: dict[str, str], languages: set[str], words: list[tuple[int, dict[str, str]]]
 ) -> Utterance:
@@ -188,7 +260,7 @@ def _utterance(
         split=row.get("split", ""),
         transcript=row["transcript"],
         translation=row.get("translation", ""),
-        target_language=others.pop() if len(others) == 1 else "",
+        target_language=row.get("target_language") or (others.pop() if len(others) == 1 else ""),
         voice=row.get("voice", ""),
         snr=_number(row, "snr", where),
         sha256=row.get("sha256", ""),
@@ -198,36 +270,76 @@ def _utterance(
     )
 
 
-def _read_rows(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows with their numbers as a spreadsheet shows them; every required cell is filled."""
+def rows_by_id(table: Path, required: tuple[str, ...]) -> dict[str, tuple[int, dict[str, str]]]:
+    """As `read_rows`, where every row is an utterance of its own. ValueError: an id is repeated or not safe."""
+    rows = {}
+    for number, row in read_rows(table, required):
+        if row["id"] in rows:
+            raise ValueError(
+                f"{table} row {number} (id {row['id']}) repeats the id of row {rows[row['id']][0]}: rename one."
+            )
+        check_id(row["id"], f"{table} row {number}: ")
+        rows[row["id"]] = number, row
+    return rows
+
+
+def read_rows(table: Path, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file with their numbers as a spreadsheet shows them, or of a Parquet file with theirs from 1.
+
+    Cells are texts without blanks around them, empty where nothing is known; every required one is filled.
+    """
+    parquet = table.suffix == ".parquet"
+    columns, rows = _read_parquet(table) if parquet else _read_csv(table)
+    missing = [column for column in required if column not in columns]
+    if missing:
+        how = "add it, as texts or numbers" if parquet else "add it to the header (cells separated by commas)"
+        raise ValueError(f"{table} has no column {', '.join(missing)}: {how}.")
+    for number, row in rows:
+        where = f"{table} row {number} (id {row['id']})"
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{where} does not have as many cells as the header: put texts that contain commas in quotes."
+            )
+        row = {column: cell.strip() for column, cell in row.items()}
+        empty = [column for column in required if not row[column]]
+        if empty:
+            raise ValueError(f"{where} has an empty {', '.join(empty)}: fill it in or drop the row.")
+        yield number, row
+
+
+def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         # utf-8-sig also reads the byte order mark that spreadsheets put first.
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [column for column in required if column not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"{table} has no column {', '.join(missing)}: add it to the header (cells separated by commas)."
-                )
-            for number, row in enumerate(reader, start=2):
-                where = f"{table} row {number} (id {row['id']})"
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"{where} does not have as many cells as the header: put texts that contain commas in quotes."
-                    )
-                row = {column: cell.strip() for column, cell in row.items()}
-                empty = [column for column in required if not row[column]]
-                if empty:
-                    raise ValueError(f"{where} has an empty {', '.join(empty)}: fill it in or drop the row.")
-                yield number, row
+            return list(reader.fieldnames or ()), list(enumerate(reader, start=2))
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not encoded in UTF-8: save it again as CSV in UTF-8.") from error
+
+
+def _read_parquet(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(f"{table} needs pyarrow: install it with `pip install 'xattn[datasets]'`.") from error
+    try:
+        content = parquet.ParquetFile(table).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{table} is no readable Parquet file: write it again.") from error
+    # Anything but texts and numbers, such as embedded audio, is left out as an unknown column.
+    other = (pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+    columns = [field.name for field in content.schema if not any(kind(field.type) for kind in other)]
+    rows = content.select(columns).to_pylist()
+    # A number that is not equal to itself is NaN, with which pandas marks what is missing.
+    texts = [{name: "" if cell is None or cell != cell else str(cell) for name, cell in row.items()} for row in rows]
+    return columns, list(enumerate(texts, start=1))
 
 
 def _read_words(table: Path) -> dict[str, list[tuple[int, dict[str, str]]]]:
     words = {}
     if table.is_file():
-        for number, row in _read_rows(table, WORD_COLUMNS):
+        for number, row in read_rows(table, WORD_COLUMNS):
             words.setdefault(row["id"], []).append((number, row))
     return words
 
@@ -270,3 +382,7 @@ def _header(path: Path, where: str):
         return soundfile.info(path)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{where}: {path} cannot be read: convert it to WAV or FLAC at {SAMPLE_RATE} Hz.") from error
+
+
+def _digest(samples: np.ndarray) -> str:
+    return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()

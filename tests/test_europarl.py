@@ -1,0 +1,439 @@
+"""EuroParl-ST's own layout, made of the shipped corpus, m4a speeches included."""
+
+import hashlib
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import write_europarl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import correlate
+
+from xattn import europarl
+from xattn.audio import SAMPLE_RATE, load_audio
+from xattn.corpus import load_corpus, read_rows
+from xattn.europarl import Defects, Segment, prepare, read_segments
+
+DATA = Path(__file__).parents[1] / "data"
+# The rate of each speech's m4a and its number of segments.
+SPEECHES = {
+    "en": {"en.20080924.31.3-243": (44_100, 3), "en.20090112.19.1-141": (48_000, 2)},
+    "it": {"it.20081118.7.4-052": (32_000, 2), "it.20110406.15.1-166": (16_000, 2)},
+}
+COUNTS = {("en", "test"): 5, ("it", "test"): 4}
+SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
+
+Made = namedtuple("Made", "root spoken")  # spoken: by segment id, the samples that the m4a was made from
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory):
+    """Two speeches a language, each of recordings of the shipped corpus a quarter of a second apart."""
+    root, spoken = tmp_path_factory.mktemp("europarl") / "v1.1", {}
+    for source, target in (("en", "it"), ("it", "en")):
+        recordings, speeches = iter(load_corpus(DATA, language=source, split="test")), {}
+        for name, (rate, number) in SPEECHES[source].items():
+            pieces, segments, time = [SILENCE], [], SILENCE.size / SAMPLE_RATE
+            for n in range(1, number + 1):
+                recording = next(recordings)
+                start, end = round(time, 2), round(time + recording.duration, 2)  # the corpus has hundredths
+                segments.append((start, end, recording.transcript, recording.translation))
+                pieces += [recording.audio(), SILENCE]
+                time += recording.duration + SILENCE.size / SAMPLE_RATE
+                spoken[f"{name}_{n}"] = start, end
+            samples = np.concatenate(pieces)
+            speeches[name] = samples, rate, segments
+            for n in range(1, number + 1):
+                start, end = spoken[f"{name}_{n}"]
+                spoken[f"{name}_{n}"] = samples[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+        write_europarl(root, source, target, "test", speeches)
+    return Made(root, spoken)
+
+
+@pytest.fixture
+def root(archive, tmp_path, monkeypatch):
+    """A copy that a test may spoil, counted as the whole archive."""
+    monkeypatch.setattr(europarl, "SEGMENTS", COUNTS)
+    return Path(shutil.copytree(archive.root, tmp_path / "v1.1"))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the speeches that are decoded, one after the other."""
+    names = []
+
+    def noting(path):
+        if path.suffix == ".m4a":
+            names.append(path.stem)
+        return load_audio(path)
+
+    monkeypatch.setattr(europarl, "load_audio", noting)
+    return names
+
+
+def edit(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def sha256(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_counts_of_the_paper():
+    assert europarl.SEGMENTS == {("en", "test"): 1130, ("it", "test"): 1686}
+
+
+def test_every_segment_with_its_texts(root, tmp_path):
+    utterances = prepare(root, tmp_path / "corpus")
+    expected = [f"{name}_{n}" for own in SPEECHES.values() for name, (_, k) in own.items() for n in range(1, k + 1)]
+    assert [utterance.id for utterance in utterances] == expected
+    for language, target in (("en", "it"), ("it", "en")):
+        found = load_corpus(tmp_path / "corpus", language=language, split="test")
+        originals = load_corpus(DATA, language=language, split="test")[: len(found)]
+        assert len(found) == COUNTS[language, "test"]
+        for utterance, original in zip(found, originals, strict=True):
+            assert (utterance.language, utterance.target_language, utterance.split) == (language, target, "test")
+            assert utterance.reference(language) == original.transcript
+            assert utterance.reference(f"{language}-{target}") == original.translation
+            assert utterance.duration == pytest.approx(original.duration, abs=0.01)
+
+
+def test_boundaries_hold(archive, root, tmp_path):
+    # The encoder starts with 1,024 samples of priming: counted as speech, they would move a segment by 23 to 64 ms.
+    for utterance in prepare(root, tmp_path / "corpus"):
+        original, segment = archive.spoken[utterance.id], utterance.audio()
+        assert segment.size == original.size
+        correlation = correlate(segment, original, method="fft")
+        assert correlation.argmax() - (original.size - 1) == 0, f"lag of {utterance.id} in samples"
+        assert correlation.max() / np.linalg.norm(segment) / np.linalg.norm(original) > 0.95  # AAC loses some
+
+
+def test_samples_are_16_bit_flac_under_their_hash(root, tmp_path):
+    for utterance in prepare(root, tmp_path / "corpus"):
+        header = soundfile.info(utterance.audio_path)
+        assert (header.format, header.subtype, header.samplerate, header.channels) == ("FLAC", "PCM_16", 16_000, 1)
+        samples, _ = soundfile.read(utterance.audio_path, dtype="int16")
+        assert hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest() == utterance.sha256
+        assert utterance.duration == samples.size / 16_000
+
+
+def test_what_was_used_is_stored(root, tmp_path, capsys):
+    prepare(root, tmp_path / "corpus")
+    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "corpus/SHA256SUMS").read_text().splitlines())
+    assert sums == {file.relative_to(root).as_posix(): sha256(file) for file in root.rglob("*") if file.is_file()}
+    card = (tmp_path / "corpus/README.md").read_text(encoding="utf-8")
+    assert "Licence: CC BY-NC 4.0." in card and sha256(tmp_path / "corpus/SHA256SUMS") in card
+    assert "- en test: 5 segments, 0.0" in card and "- it test: 4 segments, 0.0" in card
+    assert card in capsys.readouterr().out
+
+
+def test_nothing_is_decoded_twice(root, tmp_path, decoded):
+    first = prepare(root, tmp_path / "corpus")
+    assert decoded == [*SPEECHES["en"], *SPEECHES["it"]]
+    before = contents(tmp_path / "corpus")
+    decoded.clear()
+    assert prepare(root, tmp_path / "corpus") == first
+    assert decoded == [] and contents(tmp_path / "corpus") == before
+
+
+def test_an_interrupted_call_goes_on(root, tmp_path, monkeypatch):
+    prepare(root, tmp_path / "undisturbed")
+    speeches, done = [*SPEECHES["en"], *SPEECHES["it"]], []
+
+    def interrupted(path):
+        if path.stem == speeches[2]:
+            raise KeyboardInterrupt
+        return load_audio(path)
+
+    def noting(path):
+        done.append(path.stem)
+        return load_audio(path)
+
+    monkeypatch.setattr(europarl, "load_audio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(root, tmp_path / "corpus")
+    assert len([*(tmp_path / "corpus").rglob("*.flac")]) == 5
+    assert not (tmp_path / "corpus/manifest.csv").exists()  # half a test set is never taken for a whole one
+    monkeypatch.setattr(europarl, "load_audio", noting)
+    prepare(root, tmp_path / "corpus")
+    assert [name for name in done if name in speeches] == speeches[2:]
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short", "flipped", "other audio"])
+def test_a_damaged_segment_is_cut_again(root, tmp_path, decoded, damage):
+    segment = prepare(root, tmp_path / "corpus")[3].audio_path
+    before, content = contents(tmp_path / "corpus"), bytearray(segment.read_bytes())
+    decoded.clear()
+    if damage == "gone":
+        segment.unlink()
+    elif damage == "cut short":
+        segment.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+        segment.write_bytes(content)
+    else:
+        shutil.copy(segment.with_name("en.20080924.31.3-243_1.flac"), segment)
+    prepare(root, tmp_path / "corpus")
+    assert decoded == ["en.20090112.19.1-141"] and contents(tmp_path / "corpus") == before
+
+
+def test_other_times_and_another_speech_are_cut_again(root, tmp_path, decoded):
+    first = prepare(root, tmp_path / "corpus")
+    decoded.clear()
+    edit(root / "en/it/test/segments.lst", "en.20090112.19.1-141 0.25", "en.20090112.19.1-141 0.35")
+    shutil.copy(root / "it/audios/it.20081118.7.4-052.m4a", root / "it/audios/it.20110406.15.1-166.m4a")
+    second = prepare(root, tmp_path / "corpus", partial=True)
+    assert decoded == ["en.20090112.19.1-141", "it.20110406.15.1-166"]
+    assert second[3].duration == pytest.approx(first[3].duration - 0.1)
+    assert second[3].sha256 != first[3].sha256 and second[:3] == first[:3]
+
+
+LST, EN, IT = (f"en/it/test/segments.{kind}" for kind in ("lst", "en", "it"))
+SPEECH = "en.20080924.31.3-243"
+
+
+def without_last_line(file):
+    file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "left"),
+    [
+        (lambda r: (r / LST).unlink(), r"There is no .*segments\.lst: give the folder of EuroParl-ST 1\.1 that", 4),
+        (lambda r: shutil.rmtree(r / "it"), r"There is no .*it.en.test.segments\.lst: give the folder", 5),
+        (lambda r: without_last_line(r / EN), r"segments\.en has 4 lines for the 5 of segments\.lst", 4),
+        (lambda r: without_last_line(r / IT), r"segments\.it has 4 lines for the 5 of segments\.lst", 4),
+        (
+            lambda r: [without_last_line(r / file) for file in (LST, EN, IT)],
+            r"segments\.lst lists 4 segments where EuroParl-ST 1\.1 has 5\.",
+            8,
+        ),
+        (
+            lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} 0.25 x"),
+            r"segments\.lst line 1 is '.* x .*' where a",
+            8,
+        ),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} a"), r"segments\.lst line 1 is '.* a .*' where a spe", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", "../x 0.25"), r"segments\.lst line 1 is '\.\./x .*' where a spe", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} 99"), r"line 1 is from 99 to [\d.]+ s, which is no", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} nan"), r"line 1 is from nan to [\d.]+ s, which is no", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} -1"), r"line 1 is from -1 to [\d.]+ s, which is no", 8),
+        (lambda r: (r / f"en/audios/{SPEECH}.m4a").unlink(), r"lst line 1 names the speech .*m4a, which is missing", 6),
+    ],
+)
+def test_an_incomplete_copy_is_told_before_anything_is_decoded(root, tmp_path, decoded, spoil, told, left):
+    spoil(root)
+    with pytest.raises(ValueError, match=told) as caught:
+        prepare(root, tmp_path / "corpus")
+    assert str(caught.value).splitlines()[1:] == [
+        "Unpack the archive again, or go on without them by --partial (partial=True); the numbers then are not of the "
+        "paper's test sets."
+    ]
+    assert decoded == [] and not (tmp_path / "corpus").exists()
+    assert len(prepare(root, tmp_path / "corpus", partial=True)) == left
+    assert str(caught.value).splitlines()[0] in (tmp_path / "corpus/README.md").read_text(encoding="utf-8")
+
+
+def test_a_missing_speech_is_told_behind_a_bad_line(root, tmp_path):
+    edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
+    (root / f"en/audios/{SPEECH}.m4a").unlink()
+    with pytest.raises(ValueError, match=r"(?s)line 1 is .* line 2 names the speech .*, which is missing\.\nUnpack"):
+        prepare(root, tmp_path / "corpus")
+
+
+def test_ids_stay_when_a_line_is_left_out(root, tmp_path):
+    edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
+    assert [u.id for u in prepare(root, tmp_path / "corpus", partial=True)][:3] == [
+        f"{SPEECH}_2",
+        f"{SPEECH}_3",
+        "en.20090112.19.1-141_1",
+    ]
+
+
+def test_a_damaged_speech_costs_the_others_nothing(root, tmp_path, decoded):
+    speech = root / f"en/audios/{SPEECH}.m4a"
+    whole = speech.read_bytes()
+    speech.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"segments\.lst line 1: .*{SPEECH}\.m4a cannot be read as audio: .*"):
+        prepare(root, tmp_path / "corpus")
+    assert len(decoded) == 4 and not (tmp_path / "corpus/manifest.csv").exists()
+    speech.write_bytes(whole)
+    decoded.clear()
+    assert len(prepare(root, tmp_path / "corpus")) == 9 and decoded == [SPEECH]
+
+
+def test_a_segment_may_end_a_little_after_its_speech(root, tmp_path):
+    # Of the last of an English speech; AAC fills up its last frame, so the decoded audio is a little longer.
+    *_, line = (root / LST).read_text().splitlines()
+    name, start, _ = line.split()
+    seconds = load_audio(root / f"en/audios/{name}.m4a").size / SAMPLE_RATE
+    edit(root / LST, line, f"{name} {start} {seconds + 0.4}")
+    (utterance,) = prepare(root, tmp_path / "corpus")[4:5]
+    assert utterance.duration == pytest.approx(seconds - float(start), abs=1e-3)
+    edit(root / LST, f"{seconds + 0.4}", f"{seconds + 0.6}")
+    with pytest.raises(
+        ValueError, match=rf"segments\.lst line 5 ends at .* s, but .*{name}\.m4a is over after [\d.]+ s"
+    ):
+        prepare(root, tmp_path / "corpus")
+    assert [u.id for u in prepare(root, tmp_path / "corpus", partial=True)][3:5] == [
+        f"{name}_1",
+        "it.20081118.7.4-052_1",
+    ]
+
+
+def test_a_segment_that_starts_after_its_speech(root, tmp_path):
+    *_, line = (root / LST).read_text().splitlines()
+    name = line.split()[0]
+    seconds = load_audio(root / f"en/audios/{name}.m4a").size / SAMPLE_RATE
+    edit(root / LST, line, f"{name} {seconds + 0.1} {seconds + 0.4}")
+    with pytest.raises(ValueError, match=r"segments\.lst line 5 ends at .* s, but .* is over after"):
+        prepare(root, tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(("file", "kind"), [(EN, "transcript"), (IT, "translation")])
+def test_a_segment_without_text_is_left_out_and_told(root, tmp_path, capsys, file, kind):
+    lines = (root / file).read_text(encoding="utf-8").split("\n")
+    (root / file).write_text("\n".join([lines[0], " ", *lines[2:]]), encoding="utf-8")
+    utterances = prepare(root, tmp_path / "corpus")
+    assert [u.id for u in utterances][:2] == [f"{SPEECH}_1", f"{SPEECH}_3"]  # the others keep their ids
+    sentence = rf"{root / LST} line 2 has no {kind}, so the segment is left out."
+    assert sentence in capsys.readouterr().out and sentence in (tmp_path / "corpus/README.md").read_text()
+
+
+def test_a_silent_segment_is_left_out_and_told(root, tmp_path, monkeypatch, capsys):
+    def silenced(path):
+        audio = load_audio(path)
+        if path.stem == SPEECH:
+            audio[: 2 * SAMPLE_RATE] = 0
+        return audio
+
+    edit(root / LST, (root / LST).read_text().splitlines()[0], f"{SPEECH} 0.25 1.75")
+    monkeypatch.setattr(europarl, "load_audio", silenced)
+    assert [u.id for u in prepare(root, tmp_path / "corpus")][:2] == [f"{SPEECH}_2", f"{SPEECH}_3"]
+    assert f"{root / LST} line 1: " in (told := capsys.readouterr().out) and "_1.flac is silent" in told
+
+
+def test_room_is_looked_for_first(root, tmp_path, monkeypatch, decoded):
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**6, 0, 10**5))
+    with pytest.raises(OSError, match=r"The segments need up to \d\.\d MB, and .*corpus has 0\.1 MB: make room"):
+        prepare(root, tmp_path / "corpus")
+    assert decoded == []
+
+
+@pytest.mark.parametrize("file", ["manifest.csv", "README.md"])
+def test_other_files_are_not_overwritten(root, tmp_path, corpus_folder, decoded, file):
+    shutil.copytree(corpus_folder, tmp_path / "corpus")
+    (tmp_path / "corpus/manifest.csv").rename(tmp_path / "corpus" / file)
+    before = contents(tmp_path / "corpus")
+    with pytest.raises(ValueError, match=r"corpus holds files that were not made from EuroParl-ST 1\.1: choose a"):
+        prepare(root, tmp_path / "corpus")
+    assert decoded == [] and contents(tmp_path / "corpus") == before
+
+
+def test_a_list_of_full_size(tmp_path):
+    write_list(tmp_path, [("en.x", i, i + 1, f"text {i}", f"testo {i}") for i in range(1130)])
+    defects = Defects()
+    assert len(read_segments(tmp_path, "en", "it", "test", defects)) == 1130 and defects == Defects()
+
+
+def test_only_so_many_defects_are_told_at_once():
+    with pytest.raises(ValueError) as caught:
+        Defects(missing=[f"Defect {i}." for i in range(25)]).refuse(partial=False)
+    assert str(caught.value).splitlines()[9:11] == ["Defect 9.", "There are 15 more such defects."]
+
+
+def write_list(root, rows, blank=" ", end="\n"):
+    """Write en/it/test and empty files for its speeches."""
+    folder = root / "en/it/test"
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "en/audios").mkdir(exist_ok=True)
+    for name in {row[0] for row in rows}:
+        (root / f"en/audios/{name}.m4a").touch()
+    lists = {
+        "lst": [blank.join(map(str, row[:3])) for row in rows],
+        "en": [r[3] for r in rows],
+        "it": [r[4] for r in rows],
+    }
+    for kind, lines in lists.items():
+        (folder / f"segments.{kind}").write_bytes("".join(line + end for line in lines).encode())
+
+
+TEXTS = (
+    st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(len)
+)
+STRETCHES = st.tuples(st.integers(0, 10**6), st.integers(1, 10**4)).map(lambda t: (t[0] / 100, (t[0] + t[1]) / 100))
+SHORT = st.tuples(st.integers(0, 199), st.integers(1, 100)).map(lambda t: (t[0] / 100, (t[0] + t[1]) / 100))
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["en.1", "en.2-3", "x"]), STRETCHES, TEXTS, TEXTS), min_size=1, max_size=8),
+    blank=st.sampled_from([" ", "\t", "   "]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_lists_are_read_as_written(tmp_path_factory, rows, blank, end):
+    root, defects = tmp_path_factory.mktemp("lists"), Defects()
+    write_list(root, [(name, *times, *texts) for name, times, *texts in rows], blank, end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(europarl, "SEGMENTS", {})
+        segments = read_segments(root, "en", "it", "test", defects)
+    assert defects == Defects()
+    assert [(s.speech.stem, (s.start, s.end), s.transcript, s.translation) for s in segments] == rows
+    assert len({s.id for s in segments}) == len(rows)
+    assert all(s.id.startswith("en.") for s in segments)  # so none is also the id of an Italian one
+    table = [{"id": s.id, "transcript": s.transcript, "translation": s.translation} for s in segments]
+    europarl.write_manifest(root, table)
+    assert [row for _, row in read_rows(root / "manifest.csv", ("id",))] == table
+
+
+@given(stretches=st.lists(SHORT, min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_a_cut_is_the_speech_from_start_to_end(tmp_path_factory, stretches, seed):
+    folder = tmp_path_factory.mktemp("cut")
+    samples = np.random.default_rng(seed).integers(-(2**15), 2**15, 3 * SAMPLE_RATE).astype(np.int16)
+    segments = [
+        Segment(str(n), Path("en.m4a"), start, end, "en", "it", "test", "a", "b", f"line {n}")
+        for n, (start, end) in enumerate(stretches)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(europarl, "load_audio", lambda path: (samples / 2**15).astype(np.float32))
+        europarl.cut(segments, folder, dict.fromkeys(segments, "origin"), Defects())
+    for segment, (start, end) in zip(segments, stretches, strict=True):
+        found, _ = soundfile.read(folder / segment.audio, dtype="int16")
+        np.testing.assert_array_equal(found, samples[round(100 * start) * 160 : round(100 * end) * 160])
+
+
+def test_dev_beside_test(archive, root, tmp_path):
+    for source, target in europarl.PAIRS:
+        shutil.copytree(root / source / target / "test", root / source / target / "dev")
+        for file in (root / source / target / "dev").iterdir():
+            file.write_text(file.read_text(encoding="utf-8").split("\n")[0] + "\n", encoding="utf-8")
+    utterances = prepare(root, tmp_path / "corpus", splits=["dev"])
+    assert [(u.id, u.split) for u in utterances] == [(f"{SPEECH}_1", "dev"), ("it.20081118.7.4-052_1", "dev")]
+    assert len(prepare(root, tmp_path / "corpus")) == 9
+
+
+def test_command(root, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["europarl", *map(str, arguments)])
+        return europarl.main()
+
+    assert run(root, tmp_path / "corpus") == 0
+    assert f"{SPEECH}.m4a 1/4: 3 segments" in capsys.readouterr().out
+    assert run(tmp_path / "nowhere", tmp_path / "corpus") == 1
+    assert capsys.readouterr().err.startswith(f"error: There is no {tmp_path / 'nowhere'}")
+    assert run(tmp_path / "nowhere", tmp_path / "other", "--partial") == 1
+    assert "holds no segment that can be used: give the folder" in capsys.readouterr().err
+    assert len(load_corpus(tmp_path / "corpus")) == 9
