@@ -12,7 +12,9 @@ from torch.nn import functional
 from recipes import train as recipe_code
 from recipes.train import (
     RECIPES,
+    SHIPPED,
     TrainingData,
+    configuration,
     ctc_loss,
     inherit_encoder,
     learning_rate,
@@ -262,3 +264,21 @@ def test_the_objective_is_the_sum_of_its_parts(made):
     expected = {"cross_entropy": cross_entropies, "intermediate_ctc": first, "final_ctc": second}
     for name, values in expected.items():  # training computes in bfloat16
         assert parts[name] == pytest.approx(np.mean(values), rel=0.02)
+
+
+def test_the_recipe_at_the_paper_s_size():
+    """Paper, settings: 12 + 6 layers, 8 heads, width 512, 8,000 pieces, CTC after layer 8; 125 M parameters."""
+
+    class Pieces:
+        def __len__(self):
+            return 8000
+
+        def piece_to_id(self, piece):
+            return 4
+
+    with torch.device("meta"):
+        network = ConformerForConditionalGeneration(configuration(RECIPES["paper/base"], Pieces()))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 116_440_704
+    shape = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "ctc_encoder_layer")
+    assert [getattr(network.config, name) for name in shape] == [12, 6, 8, 2048, 8]
+    assert "paper/base" not in SHIPPED
