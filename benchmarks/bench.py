@@ -27,7 +27,7 @@ from xattn.estimators import UnitScores
 from xattn.explain import Occlusion, explain_targets
 from xattn.models import S2TModel
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.reproduce import versions
+from xattn.provenance import versions
 from xattn.runs import explain_corpus
 from xattn.segments import slic_pyramid
 from xattn.workers import connect

@@ -5,7 +5,6 @@ A step runs again only when something it depends on has changed: cells, paramete
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -13,11 +12,9 @@ import re
 import sys
 import tempfile
 import time
-import tomllib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import chdir, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import yaml
@@ -25,9 +22,9 @@ import yaml
 from xattn.corpus import load_corpus
 from xattn.explain import Occlusion
 from xattn.models import load_model
+from xattn.provenance import ROOT, digest, digest_file, digest_files, versions
 from xattn.runs import cost
 
-ROOT = Path(__file__).resolve().parents[1]
 # Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.
 AT_ONCE = 1 if os.environ.get("WORKERS") else min(2, os.cpu_count() or 1)
 
@@ -185,23 +182,6 @@ def require_inputs(profile: dict, root: Path) -> None:
         )
 
 
-def digest(value: object) -> str:
-    """SHA-256 of a JSON-serialisable value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def digest_files(folder: Path, pattern: str) -> str:
-    """SHA-256 of the names and contents of the files of a folder; a file's time and a .md beside it do not count."""
-    files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.suffix != ".md")
-    return digest([(p.relative_to(folder).as_posix(), digest_file(p)) for p in files])
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def cells(path: Path) -> list[tuple[str, str]]:
     """Type and source of each cell of a notebook; its metadata and outputs do not count."""
     try:
@@ -211,12 +191,6 @@ def cells(path: Path) -> list[tuple[str, str]]:
         raise FileNotFoundError(f"The notebook {path} of a step does not exist; restore it.") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not a Jupyter notebook; restore it.") from None
-
-
-def versions() -> dict[str, str]:
-    """Installed version of every package that pyproject.toml declares: any of them may move a number."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {name: version(name) for name in (re.match(r"[\w-]+", line)[0] for line in project["dependencies"])}
 
 
 def recorded(copy: Path) -> dict:
