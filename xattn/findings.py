@@ -39,21 +39,20 @@ def judge(samples: dict[str, xr.DataArray], tables: dict[str, pd.DataFrame]) -> 
 
     Returns:
         finding, where, statistic, value, low, high (95 % interval), n, expected_low, expected_high, verdict, which is
-        "not available" where the maps or tables that a finding needs are not there.
+        "not available" where maps, reliabilities or tables that a finding needs are not there.
     """
     rows = []
     for pair, rho in samples.items():
         for finding, statistic, values, expected in _within(rho.reindex(source=[*SOURCES, "difference"])):
-            there = bool(values.notnull().any())
-            interval = mean_interval(values.values) if there else NOTHING
-            rows.append(_row(finding, pair, statistic, interval, values.size if there else 0, expected))
+            interval = mean_interval(values.values) if values.notnull().all() else NOTHING
+            rows.append(_row(finding, pair, statistic, interval, values.size, expected))
     rows += [*_between(samples), *_from_tables(tables)]
     columns = ["finding", "where", "statistic", "value", "low", "high", "n", "expected_low", "expected_high", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _row(finding: str, where: str, statistic: str, interval: tuple[float, float, float], n: int, expected: Range):
-    said = verdict(*interval[1:], expected) if n else "not available"
+    said = "not available" if np.isnan(interval[0]) else verdict(*interval[1:], expected)
     return finding, where, statistic, *interval, n, *expected, said
 
 

@@ -93,9 +93,9 @@ def write_released(maps: Iterable[xr.Dataset], folder: str | Path) -> None:
 def read_released(folder: str | Path, subsampling: int = 4) -> Iterator[xr.Dataset]:
     """The maps of a released setting in the form of `xattn.explain`, one dataset an utterance.
 
-    Rows that explain a language tag are dropped, as the model does not choose it. So are tokens whose maps are not
-    finite, and the attribute left_out names them: the reference's scores are NaN where a probability was 0, and its
-    normalisation then makes the map 0, as if nothing had mattered, whereas nothing is known.
+    The row of a language tag that the output begins with is dropped, as the model does not choose it. So are tokens
+    whose maps are not finite, and the attribute left_out names them: the reference's scores are NaN where a probability
+    was 0, and its normalisation then makes the map 0, as if nothing had mattered, whereas nothing is known.
 
     Args:
         folder: <model>/<setting>, as above.
@@ -134,7 +134,7 @@ def import_released(folder: str | Path, maps: str | Path, subsampling: int = 4) 
     for item in read_released(folder, subsampling):
         where = f"{item.model} {item.setting}, utterance {item.utterance}"
         if "left_out" in item.attrs:
-            print(f"{where}: left out {item.left_out}, whose maps are not finite")
+            print(f"{where}: left out {', '.join(item.left_out)}, whose maps are not finite")
         if spoken_tokens(item).sizes["token"] < 2:
             print(f"{where}: left out, as it has fewer than two tokens")
             continue
@@ -195,7 +195,8 @@ def _utterances(file: h5py.File) -> list[str]:
 
 def _require_same_utterances(first: h5py.File, second: h5py.File) -> None:
     for one, other in ((first, second), (second, first)):
-        missing = [name for name in _utterances(one) if name not in other]
+        names = set(_utterances(other))
+        missing = [name for name in _utterances(one) if name not in names]
         if missing:
             more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
             raise ValueError(
@@ -221,8 +222,8 @@ def _explanation(file: h5py.File, name: str, source: str) -> xr.Dataset:
         raise ValueError(f"{where}: it lacks {' and '.join(lacking)}, so it is no explanation of SPES.")
     saliency, inputs, previous = held["fbank_heatmap"], held["tgt_text"], held.get("tgt_embed_heatmap")
     rows = len(inputs)
-    wanted = (rows, saliency.shape[1], 1 if source == "encoder" else saliency.shape[2]) if saliency.ndim == 3 else ()
-    if saliency.shape != wanted or saliency.dtype.kind != "f" or not saliency.size:
+    fits = saliency.ndim == 3 and len(saliency) == rows and (source == "input" or saliency.shape[2] == 1)
+    if not fits or saliency.dtype.kind != "f" or not saliency.size:
         cells = "steps x 1" if source == "encoder" else "frames x bands"
         raise ValueError(f"{where}: fbank_heatmap is {_kind(saliency)}, not the {rows} tokens of tgt_text x {cells}.")
     if previous is not None and previous.shape != (rows, rows, 1):
@@ -350,14 +351,15 @@ def _joined(maps: xr.Dataset, others: list[xr.Dataset], file: h5py.File, name: s
 
 
 def _without_unknown(maps: xr.Dataset) -> xr.Dataset:
-    """The maps without the rows of language tags and of tokens whose saliency is not finite."""
+    """The maps without the row of a leading language tag and those of tokens whose saliency is not finite."""
     rows, finite = maps.token.values, np.ones(maps.sizes["token"], dtype=bool)
     for source in sources_of(maps):
         finite &= np.isfinite(maps[f"{source}_saliency"].values).reshape(len(finite), -1).all(axis=1)
-    tags = np.array([bool(LANGUAGE_TAG.fullmatch(token)) for token in rows])
-    lost = [f"{rows[row]} (row {row})" for row in np.flatnonzero(~finite & ~tags)]
-    kept = maps.isel(token=finite & ~tags)
-    return kept.assign_attrs(left_out=", ".join(lost)) if lost else kept
+    wanted = np.ones_like(finite)
+    wanted[0] = "mel" in maps.coords or not LANGUAGE_TAG.fullmatch(rows[0])  # our maps have no rows of the prompt
+    lost = [f"{rows[row]} (row {row})" for row in np.flatnonzero(wanted & ~finite)]
+    kept = maps.isel(token=wanted & finite)
+    return kept.assign_attrs(left_out=lost) if lost else kept
 
 
 def _hash(maps: xr.Dataset) -> str:
