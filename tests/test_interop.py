@@ -231,6 +231,13 @@ def test_a_setting_without_encoder_saliency(folder):
         assert set(maps.data_vars) == {"input_saliency", "cross_attention"}
 
 
+def test_attention_in_half_precision_is_averaged_in_single(folder):
+    release(folder, ["2"], cross_attention={"2": attention(2).astype(np.float16)})
+    (maps,) = interop.read_released(folder)
+    assert maps.cross_attention.dtype == np.float32
+    np.testing.assert_array_equal(maps.cross_attention, attention(2).astype(np.float16))
+
+
 def with_rows(held: dict, rows: dict) -> dict:
     """An explanation with some rows of its map set to a value in all cells but the first."""
     saliency = held["fbank_heatmap"].copy()

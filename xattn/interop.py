@@ -104,7 +104,7 @@ def read_released(folder: str | Path, subsampling: int = 4) -> Iterator[xr.Datas
     Raises:
         FileNotFoundError, ValueError: one sentence that says which file and utterance is not as it should be.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder).absolute()
     unknown = {f"{source}_reliability": math.nan for source in SOURCES}
     defaults = {"model": folder.parent.name, "setting": folder.name, "subsampling": subsampling, "reference": ""}
     references = _references(folder / MANIFEST)
@@ -344,6 +344,7 @@ def _joined(maps: xr.Dataset, others: list[xr.Dataset], file: h5py.File, name: s
                 f"steps, or other tokens: all must be of one output, here {len(tokens)} and {steps}."
             )
         maps = maps.assign(encoder_saliency=other.encoder_saliency)
+    attention = attention.astype(np.promote_types(attention.dtype, np.float32))  # means in half precision are coarse
     times = maps.time.values if "time" in maps.coords else frame_times(frames)
     maps = maps.assign(cross_attention=(("layer", "head", "token", "step"), attention))
     maps = maps.assign_coords(coordinates(tokens, attention, times, maps.subsampling))
