@@ -8,6 +8,10 @@ from pathlib import Path
 
 import h5py
 import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,8 +26,6 @@ from xattn import interop, store
 from xattn.compare import correlations
 from xattn.explain import Occlusion, explain_targets
 from xattn.reproduce import check_parameters, load_profile, plan, steps_of
-
-matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("XATTN_GOLDEN", ROOT.parent / "shared" / "golden"))
@@ -536,6 +538,7 @@ def run_cells(job) -> None:
             exec("".join(cell["source"]), shown)
             if "parameters" in cell["metadata"].get("tags", []):
                 shown |= job.parameters
+    plt.close("all")
     for path in job.outputs:
         assert path.exists(), path
 
