@@ -28,7 +28,7 @@ from xattn.explain import Occlusion, explain_targets
 from xattn.models import S2TModel
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.reproduce import versions
+from xattn.provenance import versions
 from xattn.runs import explain_corpus
 from xattn.segments import slic_pyramid
 from xattn.workers import connect

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -212,6 +213,21 @@ def test_table_of_correlations(made):
                 assert min(each) <= chosen.low.item() <= np.mean(each) <= chosen.high.item() <= max(each)
     single = correlation_table(correlations(maps[:1]))
     assert (single.n == 1).all() and single.low.isna().all() and single.rho.notna().all()
+
+
+def test_maps_without_encoder_saliency_are_correlated_with_the_input_alone(made):
+    maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(3)]
+    whole = correlation_table(correlations(maps))
+    table = correlation_table(correlations(item.drop_vars("encoder_saliency") for item in maps))
+    pd.testing.assert_frame_equal(table, whole[whole.source == "input"].reset_index(drop=True))
+    with pytest.raises(ValueError, match="The maps of made-0 hold no encoder saliency: add it to what they were read"):
+        correlate(maps[0].drop_vars("encoder_saliency"), "encoder")
+
+
+def test_unknown_reliability_leaves_nothing_to_correct_for(made):
+    maps = [made.maps(seed).assign_attrs(input_reliability=np.nan, encoder_reliability=np.nan) for seed in range(3)]
+    table = correlation_table(correlations(maps))
+    assert table.rho.notna().all() and table[["corrected", "ceiling"]].isna().all(axis=None)
 
 
 def test_few_perturbations_against_the_mean_of_all_others(model, utterances):

@@ -124,6 +124,20 @@ def test_labels_are_the_tokens_and_the_words(made):
     assert not panels(heatmaps(made.maps()))[0][0].texts
 
 
+def test_what_maps_of_other_tools_lack_is_left_out(made):
+    maps = made.maps()
+    whole, bare = heatmaps(maps), heatmaps(maps.drop_vars(["features", "encoder_saliency"]), WORDS)
+    *axes, bar = bare.axes
+    assert [axis.get_title() for axis in axes] == ["Cross-attention, CA", "Input saliency, SM$^X$"]
+    for axis, expected in zip(axes, panels(whole)[1], strict=False):
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected.images[0].get_array())
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["▁the", "▁dog", "▁sleep", "s"]
+    table = correlations().query("source == 'input'")
+    assert [axis.get_title() for axis in heads_and_layers(table, "tiny").axes if axis.get_title()] == [
+        "$\\rho$(CA, SM$^X$)"
+    ]
+
+
 def test_numbers_of_a_table_are_where_they_belong():
     table = correlations()
     figure = heads_and_layers(table, "tiny, en")

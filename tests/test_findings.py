@@ -103,3 +103,35 @@ def test_settings_of_the_same_audio_are_compared_in_pairs():
     pairs["base/en-it"] = pairs["base/en-it"].assign_coords(utterance=[f"it{i}" for i in range(6)])
     wide = judge(pairs, tables()).set_index("finding").loc["English recognition above other settings"]
     assert wide.verdict == "undecided" and wide.value == pytest.approx(narrow.value)
+
+
+def test_recordings_of_two_languages_are_no_pairs_though_both_are_numbered_from_0():
+    numbered = {"utterance": [str(i) for i in range(6)]}
+    samples = {
+        f"base/{setting}": sample(shift).assign_coords(numbered)
+        for setting, shift in {"en": 0.0, "en-it": -0.001, "it": -0.001}.items()
+    }
+    found = judge(samples, tables()).set_index(["finding", "where"]).loc["English recognition above other settings"]
+    assert found.verdict.to_dict() == {"base, en and en-it": "holds", "base, en and it": "undecided"}
+
+
+def test_what_is_missing_makes_findings_not_available():
+    alone = sample(0.0).sel(source=["input"])
+    alone = alone.assign_coords(reliability=alone.reliability * np.nan)
+    found = judge({"base/en": alone}, {}).set_index(["finding", "where"])
+    whole = judge({"base/en": sample(0.0)}, tables()).set_index(["finding", "where"])
+    missing = found[found.verdict == "not available"]
+    assert set(missing.index.unique("finding")) == {
+        "about half of the input's relevance, corrected for noise",
+        "52 to 75 % of the encoder's saliency",
+        "52 to 75 % of the encoder's saliency, corrected for noise",
+        "encoder saliency correlates more",
+        "context mixing is 0.03 to 0.18",
+        "2D max is the best reduction",
+        "SM^X reduced beats CA",
+        "full resolution beats reduced",
+    }
+    assert missing[["value", "low", "high"]].isna().all(axis=None)
+    rest = found.drop(missing.index)
+    assert len(rest) == 3
+    pd.testing.assert_frame_equal(rest, whole.loc[rest.index])

@@ -8,9 +8,10 @@ from pathlib import Path
 import papermill
 import pytest
 
-from xattn.reproduce import STEPS
+from xattn.reproduce import RELEASED_STEPS, STEPS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
+EVERY_STEP = (*STEPS, *RELEASED_STEPS)
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 EXPECTED = {"00_overview", "10_maps", "23_heads_and_layers", "30_heatmaps"}
 ABSOLUTE = re.compile(r"""["'(=\s](/(home|root|work|tmp|mnt|data|Users|scratch)\b|[A-Za-z]:\\|~/)""")
@@ -25,7 +26,7 @@ def cells(path: Path, kind: str) -> list[dict]:
 def test_every_notebook_belongs_to_a_step_and_the_other_way_round():
     names = {path.stem for path in NOTEBOOKS}
     assert names >= EXPECTED
-    assert names == {step.notebook for step in STEPS}
+    assert names == {step.notebook for step in EVERY_STEP}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -65,7 +66,7 @@ def test_it_names_no_path_of_a_machine(path):
         assert not ABSOLUTE.search(cell["source"]), cell["source"]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.notebook)
+@pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: step.notebook)
 def test_its_step_passes_only_parameters_it_declares(step):
     declared = papermill.inspect_notebook(str(FOLDER / f"{step.notebook}.ipynb"))
     assert set(step.parameters) <= set(declared)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xattn.reproduce import STEPS, NotebookFailed, Step, load_profile, plan, run
+from xattn.reproduce import RELEASED_STEPS, STEPS, NotebookFailed, Step, load_profile, plan, run, steps_of
 
 PROFILE = {
     "profile": "tiny",
@@ -270,12 +270,51 @@ def test_a_wrong_profile_ends_in_one_sentence(root, change, sentence):
     assert sentence in text and "tiny" in text and "\n" not in text and text.endswith(".")
 
 
+RELEASED = {"profile": "tiny", "data": "data", "released": "files", "settings": {"base": ["en"], "small": ["en-it"]}}
+
+
+def test_a_profile_of_released_files_runs_what_needs_maps_alone(root):
+    profile = load_profile(write_profile(root, RELEASED))
+    assert profile["models"] == {"base": "files/base", "small": "files/small"}
+    names = ["11_released", "23_heads_and_layers", "24_models_and_tasks", "30_heatmaps", "90_findings"]
+    assert [step.notebook for step in steps_of(profile, root)] == names
+    for folder in ("files/base/en", "files/small/en-it"):
+        (root / folder).mkdir(parents=True)
+        assert [step.notebook for step in steps_of(profile, root)] == names  # SM^H has to be there for all
+        (root / folder / "encoder_saliency.h5").touch()
+    assert [step.notebook for step in steps_of(profile, root)] == [*names[:3], "25_context_mixing", *names[3:]]
+    assert all(set(step.needs) <= {"11_released"} and "device" not in step.parameters for step in RELEASED_STEPS)
+    assert steps_of(PROFILE, root) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"released": 3}, "released must be of type str, not 3"),
+        (
+            {"models": {"base": "models/base"}},
+            "'models' is unknown; a profile has exactly profile, data, released, set",
+        ),
+        ({"data": None}, "the key 'data' is missing; a profile has exactly profile, data, released, settings"),
+        ({"settings": {}}, "models and settings must name the same models, at least one"),
+        ({"settings": {"base": "en"}}, "settings: base must list such as en or en-it, each once"),
+        ({}, "the folder 'files/base' of models: base does not exist; put it there"),
+    ],
+)
+def test_a_wrong_profile_of_released_files_ends_in_one_sentence(root, change, sentence):
+    profile = {key: value for key, value in {**RELEASED, **change}.items() if value is not None}
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        run(write_profile(root, profile), root=root)
+    text = str(error.value)
+    assert sentence in text and "tiny" in text and "\n" not in text and text.endswith(".")
+
+
 def test_the_command_line_says_what_is_wrong_in_one_sentence():
     command = [sys.executable, "-m", "xattn.reproduce", "notebooks/profiles/huge.yaml"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: There is no profile notebooks/profiles/huge.yaml; profiles in ")
-    assert "full, mini, paper, smoke" in result.stderr and result.stderr.count("\n") == 1
+    assert "full, mini, paper, released, smoke" in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", sorted(Path("notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
@@ -283,7 +322,7 @@ def test_the_shipped_profiles_are_valid(path):
     profile = load_profile(path)
     pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
     assert pairs[0] == ("base", "en")  # tab1, tab3 and tab6 are of the first pair
-    if path.stem in ("mini", "full", "paper"):
+    if path.stem in ("mini", "full", "paper", "released"):
         assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", "small", "large"}
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000

@@ -43,6 +43,17 @@ def test_the_stored_form_is_compact(made, path):
     np.testing.assert_allclose(store.load(path).input_saliency.isel(cell), expected, rtol=1e-12)
 
 
+def test_maps_without_superpixels_are_stored_cell_by_cell(made, path):
+    maps = made.maps().drop_vars(["segmentation", "segment_score", "segment_count", "features"])
+    maps["input_saliency"] = maps.input_saliency.astype(np.float32)
+    store.save(maps.assign_attrs(input_reliability=np.nan), path, "key-1")
+    loaded = store.load(path)
+    assert np.isnan(loaded.attrs.pop("input_reliability")) and loaded.attrs.pop("key") == "key-1"
+    del maps.attrs["input_reliability"]
+    xr.testing.assert_identical(loaded, maps)
+    assert loaded.input_saliency.dtype == np.float32
+
+
 def test_keys(made, path):
     assert not store.is_current(path, "key-1")
     store.save(made.maps(), path, "key-1")

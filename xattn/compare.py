@@ -82,6 +82,11 @@ def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2
     return windows.max(axis=3).mean(axis=2)
 
 
+def sources_of(maps: xr.Dataset) -> list[str]:
+    """The sources of saliency that the maps hold; those of other tools may lack SM^H."""
+    return [source for source in SOURCES if f"{source}_saliency" in maps]
+
+
 def spoken_tokens(maps: xr.Dataset) -> xr.Dataset:
     """The maps without the rows of BOS and EOS, which the paper leaves out of every correlation."""
     return maps.isel(token=~np.isin(maps.token.values, SPECIAL_TOKENS))
@@ -100,6 +105,8 @@ def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") 
     """`on_steps` for the maps of an utterance, of the source "input" (SM^X) or "encoder" (SM^H)."""
     if source not in SOURCES:
         raise ValueError(f"There is no saliency source {source!r}: choose 'input' (SM^X) or 'encoder' (SM^H).")
+    if source not in sources_of(maps):
+        raise ValueError(f"The maps of {maps.utterance} hold no {source} saliency: add it to what they were read from.")
     return on_steps(maps[f"{source}_saliency"].values, maps.sizes["step"], maps.subsampling, reduction)
 
 
@@ -142,15 +149,18 @@ def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.Da
 def correlations(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.DataArray:
     """`correlate` for datasets of one model and setting: (source, utterance, layer, head).
 
-    source: "input", "encoder", and "difference" for encoder minus input utterance by utterance. The coordinate
-    `reliability` (source, utterance) is the stored one, of saliency reduced by "2d_max"; the difference has none (NaN).
+    source: "input", "encoder", and "difference" for encoder minus input utterance by utterance; "input" alone for maps
+    without SM^H. The coordinate `reliability` (source, utterance) is the stored one, of saliency reduced by "2d_max";
+    the difference has none (NaN).
     """
     rows = []
     for item in maps:
-        rho = {source: correlate(item, source, reduction) for source in SOURCES}
-        rho["difference"] = rho["encoder"] - rho["input"]
+        rho = {source: correlate(item, source, reduction) for source in sources_of(item)}
+        reliability = [item.attrs[f"{source}_reliability"] for source in rho]
+        if len(rho) == len(SOURCES):
+            rho["difference"] = rho["encoder"] - rho["input"]
+            reliability.append(np.nan)
         stacked = xr.concat([value.expand_dims(source=[source]) for source, value in rho.items()], "source")
-        reliability = [*(item.attrs[f"{source}_reliability"] for source in SOURCES), np.nan]
         stacked = stacked.assign_coords(reliability=("source", reliability))
         rows.append(stacked.expand_dims(utterance=[item.utterance]))
     rho = xr.concat(rows, "utterance", coords=["reliability"]).transpose("source", "utterance", "layer", "head")
@@ -169,7 +179,8 @@ def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
     """
     root = np.sqrt(rho.reliability.where(rho.reliability > 0))  # undefined where halves disagree
     corrected = rho / root
-    corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
+    if "difference" in rho.source:
+        corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
     grouped = rho.to_series().groupby(["source", "layer", "head"], sort=False)
     summary = grouped.apply(lambda values: pd.Series(mean_interval(values), ["rho", "low", "high"])).unstack()
     summary["corrected"] = corrected.mean("utterance").to_series()

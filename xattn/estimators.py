@@ -166,7 +166,10 @@ def masks_of(maps: xr.Dataset, source: str) -> Masks:
 
 
 def expand(maps: xr.Dataset) -> xr.Dataset:
-    """Add SM^X per cell, input_saliency (token, time, mel), to maps that hold its compact form."""
+    """Add SM^X per cell, input_saliency (token, time, mel), to maps that hold its compact form; those of other tools
+    have none and hold it already."""
+    if "segmentation" not in maps:
+        return maps
     if "segment_weight" in maps:
         units = UnitWeights(maps.segment_weight.values)
     else:

@@ -13,7 +13,7 @@ import xarray as xr
 
 import xattn
 from xattn.attention import cross_attention
-from xattn.audio import WINDOW_SECONDS, mel_centres
+from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, mel_centres
 from xattn.compare import SPECIAL_TOKENS, on_steps
 from xattn.corpus import Utterance, utterance_from_file
 from xattn.estimators import ESTIMATORS, estimate, expand, reliability
@@ -273,11 +273,8 @@ def labelled(
     masks: dict[str, Masks],
     attributes: dict,
 ) -> xr.Dataset:
-    """The maps of one hypothesis as a dataset with the kit's axes; seconds are those of window centres."""
-    frames = len(features)
-    times = WINDOW_SECONDS / 2 + model.frame_seconds * np.arange(frames)
-    first = model.subsampling * np.arange(attention.shape[-1])
-    last = np.minimum(first + model.subsampling, frames) - 1
+    """The maps of one hypothesis as a dataset with the kit's axes."""
+    times = frame_times(len(features), model.frame_seconds)
     estimator = attributes["estimator"]
     units = {place: estimate(each, masks[place], estimator) for place, each in scores.items()}
     reliabilities = {
@@ -294,14 +291,28 @@ def labelled(
             **units["input"].compact(),
             "segmentation": (("level", "time", "mel"), masks["input"].partition.labels),
         },
-        coords={
-            "layer": 1 + np.arange(attention.shape[0]),
-            "head": 1 + np.arange(attention.shape[1]),
-            "token": np.array(tokens, dtype=object),
-            "step": (times[first] + times[last]) / 2,
-            "time": times,
-            "mel": mel_centres(),
-        },
+        coords=coordinates(tokens, attention, times, model.subsampling) | {"mel": mel_centres()},
         attrs=attributes | reliabilities,
     )
     return expand(dataset)
+
+
+def frame_times(frames: int, frame_seconds: float = FRAME_SECONDS) -> np.ndarray:
+    """Seconds (T,) at the centres of the windows of frames."""
+    return WINDOW_SECONDS / 2 + frame_seconds * np.arange(frames)
+
+
+def coordinates(tokens: Sequence[str], attention: np.ndarray, times: np.ndarray, subsampling: int) -> dict:
+    """Of the kit's axes but mel, for the tokens (I,), attention (L, H, I, S) and `frame_times` (T,) of an utterance.
+
+    A step's seconds are in the middle of its `subsampling` frames, of which the last step may have fewer.
+    """
+    first = subsampling * np.arange(attention.shape[-1])
+    last = np.minimum(first + subsampling, len(times)) - 1
+    return {
+        "layer": 1 + np.arange(attention.shape[0]),
+        "head": 1 + np.arange(attention.shape[1]),
+        "token": np.array(tokens, dtype=object),
+        "step": (times[first] + times[last]) / 2,
+        "time": times,
+    }

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from xattn.attention import MEAN
-from xattn.compare import frame_wise, mean_std, saliency_on_steps, spoken_tokens
+from xattn.compare import frame_wise, mean_std, saliency_on_steps, sources_of, spoken_tokens
 from xattn.corpus import Word
 
 MAP_COLOURS = "magma"
@@ -50,6 +50,8 @@ def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) ->
 def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_max") -> Figure:
     """CA, SM^X and SM^H of one utterance side by side, tokens against seconds, under the spectrogram.
 
+    Maps of other tools may lack SM^H and the spectrogram, which are then left out.
+
     CA (mean over layers and heads) is normalised frame-wise, SM^X and SM^H per token, and SM^X is reduced to encoder
     steps, as for the correlation. Then every row is drawn in standard deviations above its own mean, so that one colour
     scale serves all three panels.
@@ -63,31 +65,33 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
     panels = {
         "CA": frame_wise(maps.cross_attention.mean(["layer", "head"]).values),
         "SM^X": saliency_on_steps(maps, "input", reduction),
-        "SM^H": saliency_on_steps(maps, "encoder"),
     }
+    if "encoder" in sources_of(maps):
+        panels["SM^H"] = saliency_on_steps(maps, "encoder")
     tokens = maps.token.values
+    heights = [1.1, 0.19 * len(tokens)] if "features" in maps else [0.19 * len(tokens)]
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2,
-            3,
-            figsize=(13, 2.2 + 0.19 * len(tokens)),
+            len(heights),
+            len(panels),
+            figsize=(1 + 4 * len(panels), 1.1 + sum(heights)),
             sharex=True,
-            gridspec_kw={"height_ratios": [1.1, 0.19 * len(tokens)], "hspace": 0.04, "wspace": 0.04},
+            squeeze=False,
+            gridspec_kw={"height_ratios": heights, "hspace": 0.04, "wspace": 0.04},
             layout="constrained",
         )
         for column, (name, panel) in enumerate(panels.items()):
-            _spectrogram(axes[0, column], maps, words)
-            axes[0, column].set_title(TITLES[name], pad=40 if words else 6)
-            image = _map(axes[1, column], mean_std(panel)[0], maps, words)
-            if column == 0:
-                axes[0, column].set_ylabel("Mel band")
-                axes[1, column].set_yticks(range(len(tokens)), tokens)
-                axes[1, column].set_ylabel("token of the hypothesis")
-            else:
-                axes[0, column].set_yticks([])
-                axes[1, column].set_yticks([])
-            axes[1, column].set_xlabel("time (s)")
-        bar = figure.colorbar(image, ax=axes[1], extend="both", pad=0.01, aspect=30)
+            if "features" in maps:
+                _spectrogram(axes[0, column], maps, words)
+                axes[0, column].set_ylabel("" if column else "Mel band")
+            axes[0, column].set_title(TITLES[name], pad=40 if words and "features" in maps else 6)
+            image = _map(axes[-1, column], mean_std(panel)[0], maps, words)
+            axes[-1, column].set_yticks(range(len(tokens)), tokens)
+            axes[-1, column].set_ylabel("" if column else "token of the hypothesis")
+            axes[-1, column].set_xlabel("time (s)")
+        for axis in axes[:, 1:].flat:
+            axis.set_yticks([])
+        bar = figure.colorbar(image, ax=axes[-1], extend="both", pad=0.01, aspect=30)
         bar.set_label("standard deviations above the row's mean")
     return figure
 
@@ -144,16 +148,23 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
 def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
     """Correlation of every layer and head in the paper's arrangement, one panel a saliency source.
 
-    table: long, with columns source ("input", "encoder"), layer, head (numbers and "mean"), rho, low and high.
+    table: long, with columns source ("input" and, where it is there, "encoder"), layer, head (numbers and "mean"), rho,
+    low and high.
     """
     sources = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
+    sources = {source: name for source, name in sources.items() if source in table.source.values}
     rows, columns = _labels(table["layer"].unique()), _labels(table["head"].unique())
     low, high = min(0.0, table.rho[table.source.isin(sources)].min()), table.rho[table.source.isin(sources)].max()
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, 2, figsize=(1.6 + 1.5 * len(columns), 1.2 + 0.46 * len(rows)), layout="constrained", sharey=True
+            1,
+            len(sources),
+            figsize=(1.6 + 0.75 * len(sources) * len(columns), 1.2 + 0.46 * len(rows)),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
         )
-        for axis, (source, name) in zip(axes, sources.items(), strict=True):
+        for axis, (source, name) in zip(axes[0], sources.items(), strict=True):
             part = table[table.source == source]
             part = part.assign(text=[_two_lines(row) for row in part.itertuples()])
             grids = [part.pivot(index="layer", columns="head", values=v).loc[rows, columns] for v in ("rho", "text")]
@@ -165,14 +176,14 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
                 cmap=RHO_COLOURS,
                 vmin=low,
                 vmax=high,
-                cbar=axis is axes[-1],
+                cbar=axis is axes[0, -1],
                 cbar_kws={"label": r"Pearson's $\rho$"},
                 linewidths=0.5,
                 ax=axis,
             )
             axis.axhline(len(rows) - 1, color="black", linewidth=1)
             axis.axvline(len(columns) - 1, color="black", linewidth=1)
-            axis.set(title=name, xlabel="head", ylabel="decoder layer" if axis is axes[0] else "")
+            axis.set(title=name, xlabel="head", ylabel="decoder layer" if axis is axes[0, 0] else "")
             axis.tick_params(length=0, labelrotation=0)
         figure.suptitle(title, fontsize=9)
     return figure

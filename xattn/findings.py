@@ -8,7 +8,7 @@ import xarray as xr
 from scipy import stats
 
 from xattn.attention import MEAN
-from xattn.compare import mean_interval
+from xattn.compare import SOURCES, mean_interval
 
 Range = tuple[float, float]
 POSITIVE: Range = (0.0, np.inf)
@@ -16,6 +16,9 @@ HALF: Range = (0.45, 0.64)  # from the paper's usual range, 0.45 to 0.55, to its
 MIXING: Range = (0.03, 0.18)
 ENCODER_SHARE: Range = (0.52, 0.75)
 LITTLE: Range = (-0.05, 0.05)  # the paper's own three models differ by 0.006 to 0.051
+NOTHING = (np.nan, np.nan, np.nan)  # the value and interval of what is not available
+BEST_REDUCTION = "2D max is the best reduction"  # from tab1
+DELETION = {"SM^X 2d_max": "SM^X reduced beats CA", "SM^X": "full resolution beats reduced"}  # from tab6, by its maps
 
 
 def verdict(low: float, high: float, expected: Range) -> str:
@@ -32,22 +35,25 @@ def judge(samples: dict[str, xr.DataArray], tables: dict[str, pd.DataFrame]) -> 
 
     Args:
         samples: `xattn.compare.correlations` of each model and setting, named as "base/en".
-        tables: "tab1" (reductions) and "tab6" (deletion) as their notebooks write them.
+        tables: "tab1" (reductions) and "tab6" (deletion) as their notebooks write them, where they could run.
 
     Returns:
-        finding, where, statistic, value, low, high (95 % interval), n, expected_low, expected_high, verdict.
+        finding, where, statistic, value, low, high (95 % interval), n, expected_low, expected_high, verdict, which is
+        "not available" where maps, reliabilities or tables that a finding needs are not there.
     """
     rows = []
     for pair, rho in samples.items():
-        for finding, statistic, values, expected in _within(rho):
-            rows.append(_row(finding, pair, statistic, mean_interval(values.values), values.size, expected))
+        for finding, statistic, values, expected in _within(rho.reindex(source=[*SOURCES, "difference"])):
+            interval = mean_interval(values.values) if values.notnull().all() else NOTHING
+            rows.append(_row(finding, pair, statistic, interval, values.size, expected))
     rows += [*_between(samples), *_from_tables(tables)]
     columns = ["finding", "where", "statistic", "value", "low", "high", "n", "expected_low", "expected_high", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _row(finding: str, where: str, statistic: str, interval: tuple[float, float, float], n: int, expected: Range):
-    return finding, where, statistic, *interval, n, *expected, verdict(*interval[1:], expected)
+    said = "not available" if np.isnan(interval[0]) else verdict(*interval[1:], expected)
+    return finding, where, statistic, *interval, n, *expected, said
 
 
 def _within(rho: xr.DataArray) -> Iterator[tuple[str, str, xr.DataArray, Range]]:
@@ -69,7 +75,7 @@ def _within(rho: xr.DataArray) -> Iterator[tuple[str, str, xr.DataArray, Range]]
         ("encoder", "SM^H", "52 to 75 % of the encoder's saliency", ENCODER_SHARE),
     ):
         averages = rho.sel(source=source, head=MEAN)
-        best = averages.isel(layer=int(averages.mean("utterance").argmax("layer")))
+        best = averages.isel(layer=int(averages.mean("utterance").fillna(-1).argmax("layer")))
         yield finding, f"rho(CA, {symbol}) of the best layer or overall average", best, expected
         reliability = rho.reliability.sel(source=source)
         corrected = best / np.sqrt(reliability.where(reliability > 0))
@@ -88,16 +94,20 @@ def _between(samples: dict[str, xr.DataArray]) -> Iterator[tuple]:
         english, large = overall.get(f"{model}/en"), overall.get(f"large/{setting}")
         if english is not None and setting != "en":
             where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
-            interval = _difference(english, values)
+            interval = _difference(english, values, same_audio=setting.startswith("en-"))
             yield _row("English recognition above other settings", where, statistic, interval, values.size, POSITIVE)
         if model == "small" and large is not None:
             where, statistic = f"small and large, {setting}", "rho(CA, SM^X) of large minus small"
-            yield _row("scale matters little", where, statistic, _difference(large, values), values.size, LITTLE)
+            interval = _difference(large, values, same_audio=True)
+            yield _row("scale matters little", where, statistic, interval, values.size, LITTLE)
 
 
-def _difference(first: xr.DataArray, second: xr.DataArray) -> tuple[float, float, float]:
-    """Difference of two means and its 95 % bootstrap interval, paired where both are of the same utterances."""
-    if np.array_equal(first.utterance, second.utterance):
+def _difference(first: xr.DataArray, second: xr.DataArray, same_audio: bool) -> tuple[float, float, float]:
+    """Difference of two means and its 95 % bootstrap interval, paired where both are of the same utterances.
+
+    same_audio: whether equal names are of the same recordings; other tools number those of every language from 0.
+    """
+    if same_audio and np.array_equal(first.utterance, second.utterance):
         return mean_interval((first - second).values)
     result = stats.bootstrap(
         (first.values, second.values),
@@ -111,10 +121,14 @@ def _difference(first: xr.DataArray, second: xr.DataArray) -> tuple[float, float
 
 def _from_tables(tables: dict[str, pd.DataFrame]) -> Iterator[tuple]:
     """Findings about reductions and deletion, from the rows of the tables that hold paired differences."""
-    for row in tables["tab1"].dropna(subset="minus").itertuples():
-        where, statistic = f"{row.model}/{row.setting}", f"{row.quantity}, {row.reduction} minus {row.minus}"
-        yield _row("2D max is the best reduction", where, statistic, (row.value, row.low, row.high), row.n, POSITIVE)
-    findings = {"SM^X 2d_max": "SM^X reduced beats CA", "SM^X": "full resolution beats reduced"}
-    for row in tables["tab6"].query("metric == 'corpus-capped WER'").dropna(subset="minus").itertuples():
-        where, statistic = f"{row.model}/{row.setting}", f"deletion area, {row.map} minus {row.minus}"
-        yield _row(findings[row.map], where, statistic, (row.area, row.low, row.high), row.n, POSITIVE)
+    for name, findings in {"tab1": [BEST_REDUCTION], "tab6": DELETION.values()}.items():
+        if name not in tables:
+            yield from (_row(finding, "", f"needs {name}", NOTHING, 0, POSITIVE) for finding in findings)
+    if "tab1" in tables:
+        for row in tables["tab1"].dropna(subset="minus").itertuples():
+            where, statistic = f"{row.model}/{row.setting}", f"{row.quantity}, {row.reduction} minus {row.minus}"
+            yield _row(BEST_REDUCTION, where, statistic, (row.value, row.low, row.high), row.n, POSITIVE)
+    if "tab6" in tables:
+        for row in tables["tab6"].query("metric == 'corpus-capped WER'").dropna(subset="minus").itertuples():
+            where, statistic = f"{row.model}/{row.setting}", f"deletion area, {row.map} minus {row.minus}"
+            yield _row(DELETION[row.map], where, statistic, (row.area, row.low, row.high), row.n, POSITIVE)

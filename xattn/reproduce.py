@@ -5,29 +5,26 @@ A step runs again only when something it depends on has changed: cells, paramete
 """
 
 import argparse
-import hashlib
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
 import time
-import tomllib
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import chdir, suppress
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import chdir
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from xattn.corpus import load_corpus
 from xattn.explain import Occlusion
+from xattn.interop import SALIENCY
 from xattn.models import load_model
+from xattn.provenance import ROOT, cells, digest, digest_files, provenance, recorded, versions
 from xattn.runs import cost
 
-ROOT = Path(__file__).resolve().parents[1]
 # Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.
 AT_ONCE = 1 if os.environ.get("WORKERS") else min(2, os.cpu_count() or 1)
 
@@ -90,6 +87,17 @@ STEPS = (
     Step("90_findings", (*READ, "pairs"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
 )
 
+# Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again.
+RELEASED_STEPS = (
+    Step("11_released", ("profile", "maps", "model", "settings"), ("maps/{model}/{setting}",), per_source=True),
+    *(
+        replace(step, needs=("11_released",))
+        for step in STEPS
+        if step.notebook
+        in ("23_heads_and_layers", "24_models_and_tasks", "25_context_mixing", "30_heatmaps", "90_findings")
+    ),
+)
+
 PROFILE_KEYS = {
     "profile": str,
     "data": str,
@@ -108,6 +116,7 @@ PROFILE_KEYS = {
     "pyramid": str,
     "device": str,
 }
+RELEASED_KEYS = {"profile": str, "data": str, "released": str, "settings": dict}
 
 
 class NotebookFailed(RuntimeError):
@@ -139,23 +148,18 @@ def load_profile(path: Path) -> dict:
         raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it there.") from None
     if not isinstance(profile, dict):
         raise ValueError(f"{path} must be a mapping with the keys {', '.join(PROFILE_KEYS)}.")
-    for key in [*profile, *PROFILE_KEYS]:
-        if key not in PROFILE_KEYS or key not in profile:
-            what = "is missing" if key in PROFILE_KEYS else "is unknown"
-            raise ValueError(f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(PROFILE_KEYS)}.")
-    for key, kind in PROFILE_KEYS.items():
+    keys = RELEASED_KEYS if "released" in profile else PROFILE_KEYS
+    for key in [*profile, *keys]:
+        if key not in keys or key not in profile:
+            what = "is missing" if key in keys else "is unknown"
+            raise ValueError(f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(keys)}.")
+    for key, kind in keys.items():
         if type(profile[key]) is not kind:
             raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
-    for key, least in {"utterances": 1, "seed": 0}.items():
-        if profile[key] < least:
-            raise ValueError(f"{path}: {key} must be at least {least}, not {profile[key]}.")
-    for key in ("input_p", "encoder_p"):
-        if not 0 < profile[key] < 1:
-            raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
-    try:
-        Occlusion(**{key: profile[key] for key in OCCLUSION})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if "released" in profile:
+        profile["models"] = {model: f"{profile['released']}/{model}" for model in profile["settings"]}
+    else:
+        _check_occlusion(profile, path)
     if profile["profile"] != path.stem:
         raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
     if not profile["models"] or set(profile["models"]) != set(profile["settings"]):
@@ -172,6 +176,19 @@ def load_profile(path: Path) -> dict:
     return profile
 
 
+def _check_occlusion(profile: dict, path: Path) -> None:
+    for key, least in {"utterances": 1, "seed": 0}.items():
+        if profile[key] < least:
+            raise ValueError(f"{path}: {key} must be at least {least}, not {profile[key]}.")
+    for key in ("input_p", "encoder_p"):
+        if not 0 < profile[key] < 1:
+            raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
+    try:
+        Occlusion(**{key: profile[key] for key in OCCLUSION})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def require_inputs(profile: dict, root: Path) -> None:
     """FileNotFoundError, one sentence, where a model or the corpus of a profile is not there."""
     for model, folder in profile["models"].items():
@@ -185,45 +202,15 @@ def require_inputs(profile: dict, root: Path) -> None:
         )
 
 
-def digest(value: object) -> str:
-    """SHA-256 of a JSON-serialisable value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def digest_files(folder: Path, pattern: str) -> str:
-    """SHA-256 of the names and contents of the files of a folder; a file's time and a .md beside it do not count."""
-    files = sorted(p for p in folder.glob(pattern) if p.is_file() and p.suffix != ".md")
-    return digest([(p.relative_to(folder).as_posix(), digest_file(p)) for p in files])
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def cells(path: Path) -> list[tuple[str, str]]:
-    """Type and source of each cell of a notebook; its metadata and outputs do not count."""
-    try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        return [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"The notebook {path} of a step does not exist; restore it.") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a Jupyter notebook; restore it.") from None
-
-
-def versions() -> dict[str, str]:
-    """Installed version of every package that pyproject.toml declares: any of them may move a number."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {name: version(name) for name in (re.match(r"[\w-]+", line)[0] for line in project["dependencies"])}
-
-
-def recorded(copy: Path) -> dict:
-    """What an executed copy says of its own run: the hash of its inputs and its seconds; {} where there is none."""
-    with suppress(FileNotFoundError, ValueError, KeyError):
-        return json.loads(copy.read_text(encoding="utf-8"))["metadata"]["xattn"]
-    return {}
+def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
+    """The steps of a profile: all, or those that can start from released files, some of which may lack SM^H."""
+    if "released" not in profile:
+        return STEPS
+    folders = [
+        root / profile["models"][model] / setting for model, each in profile["settings"].items() for setting in each
+    ]
+    whole = all((folder / SALIENCY["encoder"]).is_file() for folder in folders)
+    return tuple(step for step in RELEASED_STEPS if whole or step.notebook != "25_context_mixing")
 
 
 def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figures: str = "figures") -> list[Job]:
@@ -361,38 +348,23 @@ def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
         raise failure
 
 
-def provenance(profile: dict, jobs: list[Job], root: Path) -> dict:
-    """What made the numbers: versions, machine, hashes of what went in and of the tables that came out, parameters."""
-    tables = sorted({file for job in jobs for file in job.outputs if file.suffix == ".csv"})
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": versions(),
-        "data": digest_files(root / profile["data"], "*"),
-        "models": {name: digest_files(root / path, "**/*") for name, path in profile["models"].items()},
-        "notebooks": {job.source.name: digest(cells(job.source)) for job in jobs},
-        "tables": {file.name: digest_file(file) for file in tables},
-        "steps": {job.name: {"parameters": job.parameters, "seconds": recorded(job.copy)["seconds"]} for job in jobs},
-    }
-
-
 def run(
     path: Path,
     *,
     root: Path = ROOT,
-    steps: tuple[Step, ...] = STEPS,
+    steps: tuple[Step, ...] | None = None,
     figures: str = "figures",
     dry_run: bool = False,
     at_once: int = 1,
 ) -> None:
-    """Bring figures/<profile> up to date, `at_once` notebooks at a time.
+    """Bring figures/<profile> up to date, `at_once` notebooks at a time; `steps` are the profile's own by default.
 
     ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest.
     """
     start = time.perf_counter()
     profile = load_profile(path)
     require_inputs(profile, root)
-    jobs = plan(profile, root, steps, figures)
+    jobs = plan(profile, root, steps or steps_of(profile, root), figures)
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
     if dry_run:

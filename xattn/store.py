@@ -34,12 +34,12 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def save(maps: xr.Dataset, path: Path, key: str) -> None:
-    """Write maps under a temporary name and rename them whole; SM^X is stored in its compact form only."""
+    """Write maps under a temporary name and rename them whole; SM^X only in its compact form, if it has one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     group = temporary.with_name(f"{temporary.name}.zarr")
     shutil.rmtree(group, ignore_errors=True)
-    compact = maps.drop_vars("input_saliency")
+    compact = maps.drop_vars("input_saliency") if "segmentation" in maps else maps
     compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
     try:
         compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)

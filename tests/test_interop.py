@@ -1,0 +1,586 @@
+"""Explanation files of SPES, made here by h5py alone or by the reference itself, and settings released with them."""
+
+import json
+import os
+import tempfile
+from contextlib import chdir
+from pathlib import Path
+
+import h5py
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from xattn import interop, store
+from xattn.compare import correlations
+from xattn.explain import Occlusion, explain_targets
+from xattn.reproduce import check_parameters, load_profile, plan, steps_of
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(os.environ.get("XATTN_GOLDEN", ROOT.parent / "shared" / "golden"))
+MAPS = ["cross_attention", "encoder_saliency", "input_saliency"]
+TOKENS = ["▁the", "▁dog", "s", "▁sing", "</s>"]  # of the utterances below, one a row
+
+
+def spes(path: Path, utterances: dict[str, dict]) -> None:
+    """A file as SPES writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, held in utterances.items():
+            for key, values in held.items():
+                text = key.endswith("text")
+                file.create_dataset(f"{name}/{key}", data=values, dtype=h5py.string_dtype() if text else None)
+
+
+def explanation(seed=0, tokens=TOKENS, cells=(22, 8), **changes) -> dict:
+    rng = np.random.default_rng(seed)
+    inputs = ["</s>", *tokens[:-1]]
+    return {
+        "fbank_heatmap": rng.exponential(size=(len(tokens), *cells)).astype(np.float32),
+        "tgt_embed_heatmap": np.zeros((len(tokens), len(tokens), 1), dtype=np.float32),
+        "tgt_text": inputs,
+        "n_masks": np.int64(19998),
+    } | changes
+
+
+def attention(seed=0, rows=5, steps=6) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.ones(steps), (2, 3, rows)).astype(np.float32)
+
+
+def release(folder: Path, names=("0", "2", "10"), **changes) -> Path:
+    """A released setting; `changes` replace what a file holds of some utterances, or all of it by None."""
+    files = {
+        "input_saliency": {name: explanation(int(name)) for name in names},
+        "encoder_saliency": {name: explanation(100 + int(name), cells=(6, 1)) for name in names},
+        "cross_attention": {name: attention(int(name)) for name in names},
+    }
+    for file, held in files.items():
+        held |= changes.get(file, {})
+        held = {name: each for name, each in held.items() if each is not None}
+        if file == "cross_attention":
+            with h5py.File(folder / f"{file}.h5", "w") as opened:
+                for name, each in held.items():
+                    opened[name] = each
+        else:
+            spes(folder / f"{file}.h5", held)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "released" / "base" / "en"
+
+
+def contents(path: Path) -> dict:
+    """Every array and text of a file, with its type."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, each: found.update({name: each}) if isinstance(each, h5py.Dataset) else None)
+        return {name: (each.dtype, each.shape, each[()]) for name, each in found.items()}
+
+
+def assert_same_contents(first: Path, second: Path) -> None:
+    expected, actual = contents(first), contents(second)
+    assert list(expected) == list(actual) and len(expected) > 0
+    for name, (dtype, shape, values) in expected.items():
+        assert actual[name][:2] == (dtype, shape), name
+        np.testing.assert_array_equal(actual[name][2], values, err_msg=name)
+
+
+@pytest.mark.skipif(
+    not GOLDEN.is_dir(),
+    reason=f"there are no fixtures in {GOLDEN}: set XATTN_GOLDEN to the folder that holds them to run this test",
+)
+def test_a_file_of_the_reference_is_read_and_written_again_as_it_was(tmp_path):
+    path = GOLDEN / "G8_explanations.h5"
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+        golden = dict(file)
+    read = list(interop.read_explanations(path))
+    assert [maps.utterance for maps in read] == [str(number) for number in golden["ids"]] and len(read) >= 3
+    for maps in read:
+        name = maps.utterance
+        assert maps.token.values.tolist() == golden[f"{name}_target_tokens"].tolist()
+        assert maps.input_saliency.dtype == np.float32 and maps.input_saliency.dims == ("token", "time", "mel")
+        np.testing.assert_array_equal(maps.input_saliency, golden[f"{name}_fbank_heatmap"])
+        np.testing.assert_array_equal(maps.previous_saliency, golden[f"{name}_tgt_embed_heatmap"][..., 0])
+        assert maps.input_masks == golden[f"{name}_n_masks"]
+        assert maps.source_text == golden[f"{name}_src_text"]
+    interop.write_explanations(read, tmp_path / "again.h5")
+    assert_same_contents(path, tmp_path / "again.h5")
+
+
+def test_rows_are_named_by_the_token_they_explain(tmp_path):
+    held = explanation(tokens=["▁il", "▁caff", "è", "</s>"])
+    assert held["tgt_text"] == ["</s>", "▁il", "▁caff", "è"]
+    spes(tmp_path / "maps.h5", {"7": held | {"src_text": "the coffee"}})
+    (maps,) = interop.read_explanations(tmp_path / "maps.h5")
+    assert maps.token.values.tolist() == ["▁il", "▁caff", "è", "</s>"]
+    np.testing.assert_array_equal(maps.input_saliency.isel(token=1), held["fbank_heatmap"][1])
+    assert maps.attrs == {
+        "utterance": "7",
+        "hypothesis": "il caffè",
+        "estimator": "mean",
+        "input_masks": 19998,
+        "source_text": "the coffee",
+    }
+    assert "previous_saliency" not in maps  # 0 everywhere, as previous tokens were not hidden
+
+
+def test_a_file_merged_from_two_runs_has_no_number_of_masks(tmp_path):
+    held = explanation()
+    del held["n_masks"]
+    spes(tmp_path / "merged.h5", {"0": held})
+    (maps,) = interop.read_explanations(tmp_path / "merged.h5")
+    assert "input_masks" not in maps.attrs
+    interop.write_explanations([maps], tmp_path / "again.h5")
+    assert_same_contents(tmp_path / "merged.h5", tmp_path / "again.h5")
+
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
+values = {"elements": st.floats(width=32, allow_subnormal=False)}  # NaN and infinity, as the reference writes them
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.data(), st.lists(texts, max_size=4), st.integers(1, 5), st.integers(1, 3), st.sampled_from([np.float32, float])
+)
+def test_what_is_written_is_read_back_exactly(data, tokens, frames, mels, dtype):
+    tokens = [*tokens, "</s>"]
+    count = len(tokens)
+    array = lambda *shape: data.draw(hnp.arrays(dtype, shape, **values))  # noqa: E731
+    maps = xr.Dataset(
+        {
+            "input_saliency": (("token", "time", "mel"), array(count, frames, mels)),
+            "encoder_saliency": (("token", "step"), array(count, frames)),
+        },
+        coords={"token": np.array(tokens, dtype=object), "time": np.arange(frames) / 7, "mel": 50.0 + np.arange(mels)},
+        attrs={"utterance": data.draw(texts), "hypothesis": "", "estimator": "ridge", "seed": 3, "reference": "sì"},
+    )
+    previous = np.tril(data.draw(hnp.arrays(np.float32, (count, count), elements=st.floats(0, 1, width=32))))
+    if previous.any():
+        maps["previous_saliency"] = (("token", "previous"), previous)
+    with tempfile.TemporaryDirectory() as folder:
+        for source, other in (("input", "encoder_saliency"), ("encoder", "input_saliency")):
+            path = Path(folder, f"{source}.h5")
+            interop.write_explanations([maps], path, source)
+            (read,) = interop.read_explanations(path, source)
+            expected = maps.drop_vars(other).drop_vars(["time", "mel"] if source == "encoder" else [])
+            xr.testing.assert_identical(read, expected)
+            assert read[f"{source}_saliency"].dtype == dtype
+            with h5py.File(path) as file:
+                assert [name for name in file["0"]] == sorted(
+                    ["fbank_heatmap", "mel", "tgt_embed_heatmap", "tgt_text", "time"]
+                )
+
+
+@pytest.fixture(scope="module")
+def explained(model, utterances):
+    """Maps of the tiny model, by setting."""
+    occlusion = Occlusion(input_masks=30, encoder_masks=20, precision="float32")
+    made = [explain_targets(model, utterance, ["en", "it"], occlusion) for utterance in utterances]
+    return dict(zip(("en", "en-it"), map(list, zip(*made, strict=True)), strict=True))
+
+
+def test_maps_of_a_model_come_back_exactly_and_with_the_same_correlations(explained, tmp_path):
+    for setting, originals in explained.items():
+        folder = tmp_path / "released" / "tiny" / setting
+        interop.write_released(originals, folder)
+        for read, original in zip(interop.read_released(folder), originals, strict=True):
+            xr.testing.assert_identical(read, original[MAPS])
+        interop.import_released(folder, tmp_path / "maps")
+        imported = list(store.load_all(tmp_path / "maps", "tiny", setting))
+        assert [maps.utterance for maps in imported] == ["en-test-0", "en-test-1"]
+        found, expected = correlations(imported), correlations(originals)
+        xr.testing.assert_identical(found, expected)
+        assert expected.notnull().all() and np.isfinite(expected.reliability.sel(source="input")).all()
+
+
+def test_a_setting_of_the_reference_alone(folder, tmp_path, capsys):
+    release(folder)
+    interop.import_released(folder, tmp_path / "maps")
+    assert capsys.readouterr().out == "base en: 3 utterances\n"
+    stored = list(store.load_all(tmp_path / "maps", "base", "en"))
+    assert [maps.utterance for maps in stored] == ["0", "2", "10"]  # HDF5 lists 10 before 2
+    for maps in stored:
+        seed = int(maps.utterance)
+        np.testing.assert_array_equal(maps.cross_attention, attention(seed))
+        np.testing.assert_array_equal(
+            maps.encoder_saliency, explanation(100 + seed, cells=(6, 1))["fbank_heatmap"][..., 0]
+        )
+        np.testing.assert_allclose(maps.step[:5], 0.0275 + 0.04 * np.arange(5))
+        assert (maps.step[5].item(), maps.time[-1].item()) == (pytest.approx(0.2175), pytest.approx(0.2225))
+        assert (maps.model, maps.setting, maps.subsampling, maps.hypothesis) == ("base", "en", 4, "the dogs sing")
+    rho = correlations(stored).sel(layer="mean", head="mean", source="encoder")
+    spoken = [attention(2)[:, :, :4].mean(axis=(0, 1)), explanation(102, cells=(6, 1))["fbank_heatmap"][:4, :, 0]]
+    zscores = stats.zscore(spoken[0], axis=0, ddof=1), stats.zscore(spoken[1], axis=1, ddof=1)
+    assert rho.sel(utterance="2").item() == pytest.approx(np.corrcoef(*(each.ravel() for each in zscores))[0, 1])
+
+
+def test_a_setting_without_encoder_saliency(folder):
+    (release(folder) / "encoder_saliency.h5").unlink()
+    for maps in interop.read_released(folder):
+        assert set(maps.data_vars) == {"input_saliency", "cross_attention"}
+
+
+def test_attention_in_half_precision_is_averaged_in_single(folder):
+    release(folder, ["2"], cross_attention={"2": attention(2).astype(np.float16)})
+    (maps,) = interop.read_released(folder)
+    assert maps.cross_attention.dtype == np.float32
+    np.testing.assert_array_equal(maps.cross_attention, attention(2).astype(np.float16))
+
+
+def with_rows(held: dict, rows: dict) -> dict:
+    """An explanation with some rows of its map set to a value in all cells but the first."""
+    saliency = held["fbank_heatmap"].copy()
+    for row, value in rows.items():
+        saliency.reshape(len(saliency), -1)[row, 1:] = value
+    return held | {"fbank_heatmap": saliency}
+
+
+def test_tokens_without_a_finite_map_are_left_out_and_named(folder, tmp_path, capsys):
+    spoiled = {"2": with_rows(explanation(2), {1: np.nan}), "10": with_rows(explanation(10), {0: 1.0, 3: np.inf})}
+    steps = {"2": with_rows(explanation(102, cells=(6, 1)), {2: np.nan})}
+    release(folder, input_saliency=spoiled, encoder_saliency=steps)
+    interop.import_released(folder, tmp_path / "maps")
+    assert capsys.readouterr().out.splitlines() == [
+        "base en, utterance 2: left out ▁dog (row 1), s (row 2), whose maps are not finite",
+        "base en, utterance 10: left out ▁sing (row 3), whose maps are not finite",
+        "base en: 3 utterances",
+    ]
+    stored = {maps.utterance: maps for maps in store.load_all(tmp_path / "maps", "base", "en")}
+    assert {name: maps.token.values.tolist() for name, maps in stored.items()} == {
+        "0": TOKENS,
+        "2": ["▁the", "▁sing", "</s>"],
+        "10": ["▁the", "▁dog", "s", "</s>"],
+    }
+    assert stored["2"].left_out == ["▁dog (row 1)", "s (row 2)"] and stored["2"].hypothesis == "the dogs sing"
+    np.testing.assert_array_equal(stored["2"].cross_attention, attention(2)[:, :, [0, 3, 4]])
+    np.testing.assert_array_equal(stored["2"].input_saliency, explanation(2)["fbank_heatmap"][[0, 3, 4]])
+    assert correlations(stored.values()).notnull().all()
+
+
+def test_an_utterance_that_has_no_two_tokens_left_is_left_out(folder, tmp_path, capsys):
+    release(folder, input_saliency={"2": with_rows(explanation(2), {0: np.nan, 1: np.nan, 3: np.nan})})
+    interop.import_released(folder, tmp_path / "maps")
+    assert [maps.utterance for maps in store.load_all(tmp_path / "maps", "base", "en")] == ["0", "10"]
+    assert "base en, utterance 2: left out, as it has fewer than two tokens\n" in capsys.readouterr().out
+    release(folder, names=["4"], input_saliency={"4": with_rows(explanation(), dict.fromkeys(range(4), np.nan))})
+    with pytest.raises(ValueError, match="base/en has no utterance of two tokens or more, so there is nothing to"):
+        interop.import_released(folder, tmp_path / "maps")
+
+
+def test_a_language_tag_is_not_explained(folder):
+    tagged = explanation(5, tokens=["<lang:it>", *TOKENS])
+    steps = explanation(6, tokens=["<lang:it>", *TOKENS], cells=(6, 1))
+    release(
+        folder, [], input_saliency={"5": tagged}, encoder_saliency={"5": steps}, cross_attention={"5": attention(5, 6)}
+    )
+    (maps,) = interop.read_released(folder)
+    assert maps.token.values.tolist() == TOKENS and maps.hypothesis == "the dogs sing"
+    np.testing.assert_array_equal(maps.input_saliency, tagged["fbank_heatmap"][1:])
+    np.testing.assert_array_equal(maps.cross_attention, attention(5, 6)[:, :, 1:])
+    assert "left_out" not in maps.attrs
+
+
+def test_references_come_from_the_table_of_the_data_set(folder):
+    release(folder, ["0", "2"])
+    lines = ["id\taudio\tn_frames\ttgt_text", 'a\t-\t22\tthe "dogs" sing', "b\t-\t9\tno", "c\t-\t21\tNA"]
+    table = folder / "manifest.tsv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert [maps.reference for maps in interop.read_released(folder)] == ['the "dogs" sing', "NA"]
+    table.write_text("\n".join(lines[:2]) + "\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"manifest\.tsv has 1 rows and none for utterance 2: give the data set's whole"
+    ):
+        list(interop.read_released(folder))
+    table.write_text("\n".join([*lines[:3], "c\t-\t40\tyes"]) + "\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"gives utterance 2 40 frames, but its map has 22: give the table of the data"
+    ):
+        list(interop.read_released(folder))
+    table.write_text("id\ttext\na\tb\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"manifest\.tsv has no column tgt_text: give the data set's table"):
+        list(interop.read_released(folder))
+    table.write_bytes(b"id\ttgt_text\n\xff\n")
+    with pytest.raises(ValueError, match=r"manifest\.tsv is no table in UTF-8 with tabs \(.*\): copy it again"):
+        list(interop.read_released(folder))
+
+
+def changed(name: str, **changes):
+    return lambda folder: release(
+        folder, **{name: {"2": explanation(2, cells=(6, 1) if name[0] == "e" else (22, 8), **changes)}}
+    )
+
+
+def put(name: str, values):
+    return lambda folder: release(folder, **{name: {"2": values}})
+
+
+def cut(name: str):
+    def change(folder):
+        path = release(folder) / f"{name}.h5"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return change
+
+
+def without(name: str):
+    return lambda folder: (release(folder) / f"{name}.h5").unlink()
+
+
+rows = np.ones((4, 22, 8), dtype=np.float32)
+unlike = ["</s>", "▁the", "▁cat", "s", "▁sing"]
+WRONG = {
+    "no maps": (without("input_saliency"), r"There is no .*input_saliency\.h5: put it there \(the README says which"),
+    "no attention": (without("cross_attention"), r"There is no .*cross_attention\.h5: put it there"),
+    "cut short": (cut("input_saliency"), r"input_saliency\.h5 is no HDF5 file, or was cut short \(.*\): copy it again"),
+    "attention cut": (cut("cross_attention"), r"cross_attention\.h5 is no HDF5 file, or was cut short"),
+    "empty": (lambda folder: release(folder, []), r"cross_attention\.h5 holds no utterance: copy it again"),
+    "maps only": (
+        put("cross_attention", None),
+        r"Utterance 2 is in .*input_saliency\.h5, but not in cross_attention\.h5",
+    ),
+    "attention only": (
+        put("input_saliency", None),
+        r"Utterance 2 is in .*cross_attention\.h5, but not in input_saliency",
+    ),
+    "no SM^H of one": (
+        put("encoder_saliency", None),
+        r"Utterance 2 is in .*, but not in encoder_saliency\.h5 beside it",
+    ),
+    "no map": (
+        put("input_saliency", {"tgt_text": ["</s>"], "n_masks": 3}),
+        r"input_saliency\.h5, utterance 2: it lacks fbank_heatmap, so it is no explanation of SPES",
+    ),
+    "no text": (put("input_saliency", {"fbank_heatmap": rows}), r"utterance 2: it lacks tgt_text, so it is no"),
+    "an array": (
+        lambda folder: attention_as_maps(folder),
+        r"utterance 0: it is no group that can be read \(it is an arr",
+    ),
+    "fewer rows": (
+        changed("input_saliency", fbank_heatmap=rows),
+        r"utterance 2: fbank_heatmap is float32 4 x 22 x 8, not the 5 tokens of tgt_text x frames x bands",
+    ),
+    "two dimensions": (
+        changed("input_saliency", fbank_heatmap=np.ones((5, 22))),
+        r"heatmap is float64 5 x 22, not the 5",
+    ),
+    "counts": (changed("input_saliency", fbank_heatmap=np.ones((5, 22, 8), int)), r"is int64 5 x 22 x 8, not the 5"),
+    "a text as map": (changed("input_saliency", fbank_heatmap=3.0), r"fbank_heatmap is float64 scalar, not the 5"),
+    "no frames": (changed("input_saliency", fbank_heatmap=np.ones((5, 0, 8))), r"is float64 5 x 0 x 8, not the 5"),
+    "numbers as text": (put("input_saliency", explanation() | {"tgt_text": "abc"}), r"not the 3 tokens of tgt_text"),
+    "previous tokens": (
+        changed("input_saliency", tgt_embed_heatmap=np.ones((5, 4, 1), dtype=np.float32)),
+        r"utterance 2: tgt_embed_heatmap is float32 5 x 4 x 1, not 5 x 5 tokens of tgt_text x 1",
+    ),
+    "outputs as text": (
+        changed("input_saliency", tgt_text=TOKENS),
+        r"utterance 2: tgt_text starts with '▁the' instead of the </s> that SPES puts first",
+    ),
+    "masks": (changed("input_saliency", n_masks=[1, 2]), r"utterance 2: it is no group that can be read"),
+    "SM^H of cells": (
+        changed("encoder_saliency", fbank_heatmap=np.ones((5, 6, 2))),
+        r"encoder_saliency\.h5, utterance 2: fbank_heatmap is float64 5 x 6 x 2, not the 5 tokens of tgt_text x step",
+    ),
+    "SM^H of others": (
+        changed("encoder_saliency", tgt_text=unlike),
+        r"utterance 2: encoder_saliency\.h5 beside it has 5 tokens and 6 steps, or other tokens: all must be",
+    ),
+    "SM^H of fewer steps": (
+        changed("encoder_saliency", fbank_heatmap=np.ones((5, 5, 1))),
+        r"5 tokens and 5 steps, or other tokens: all must be of one output, here 5 and 6\.",
+    ),
+    "attention to fewer tokens": (
+        put("cross_attention", attention(2, rows=4)),
+        r"utterance 2: it is float32 2 x 3 x 4 x 6, not layers x heads x the 5 tokens \(with </s>\) of input_saliency",
+    ),
+    "one head": (
+        put("cross_attention", attention(2)[0]),
+        r"utterance 2: it is float32 3 x 5 x 6, not layers x heads x",
+    ),
+    "attention as a group": (put("cross_attention", h5py.Empty("f")), r"cross_attention\.h5, utterance 2: it is "),
+    "logits": (
+        put("cross_attention", 2 * attention(2)),
+        r"utterance 2: its rows sum to 1 only within 1: give attention w",
+    ),
+    "NaN attention": (put("cross_attention", np.nan * attention(2)), r"utterance 2: its rows sum to 1 only within nan"),
+    "fewer steps": (
+        put("cross_attention", attention(2, steps=5)),
+        r"utterance 2: 5 steps of 4 frames do not fit the 22 frames of input_saliency\.h5: give the model's own subsam",
+    ),
+}
+
+
+def attention_as_maps(folder: Path) -> None:
+    release(folder)
+    (folder / "cross_attention.h5").replace(folder / "input_saliency.h5")
+    release(folder.with_name("it"))
+    (folder.with_name("it") / "cross_attention.h5").replace(folder / "cross_attention.h5")
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_files_end_in_one_sentence(folder, tmp_path, case):
+    change, sentence = WRONG[case]
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+        interop.import_released(folder, tmp_path / "maps")
+    text = str(error.value)
+    assert "\n" not in text and text.endswith(".") and "base/en" in text
+    with pytest.raises(FileNotFoundError):  # and nothing counts as imported
+        store.load_all(tmp_path / "maps", "base", "en")
+
+
+def test_no_flipped_byte_ends_in_anything_but_numbers_or_one_sentence(folder):
+    release(folder, ["0"])
+    paths = sorted(folder.glob("*.h5"))
+    refused = 0
+    for number in range(90):
+        path = paths[number % 3]
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        place = int(np.random.default_rng(number).integers(0, len(whole)))
+        flipped[place] ^= 1 << number % 8
+        path.write_bytes(flipped)
+        try:
+            list(interop.read_released(folder))
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).endswith(".")
+            refused += 1
+        path.write_bytes(whole)
+    assert refused > 5
+
+
+def test_maps_in_the_wrong_folder(made, folder):
+    interop.write_released([made.maps()], folder)
+    with pytest.raises(ValueError, match=r"base/en holds maps of tiny/en: move them to a folder so named"):
+        list(interop.read_released(folder))
+
+
+def test_only_what_changed_is_stored_again(folder, tmp_path):
+    maps = tmp_path / "maps"
+    release(folder)
+    interop.import_released(folder, maps)
+    before = {path.name: path.stat().st_mtime_ns for path in (maps / "base" / "en").glob("*.zip")}
+    assert len(before) == 3
+    os.utime(folder / "input_saliency.h5")
+    interop.import_released(folder, maps)
+    assert {path.name: path.stat().st_mtime_ns for path in (maps / "base" / "en").glob("*.zip")} == before
+    release(folder, cross_attention={"2": attention(99)})
+    interop.import_released(folder, maps)
+    after = {path.name: path.stat().st_mtime_ns for path in (maps / "base" / "en").glob("*.zip")}
+    assert {name for name in before if before[name] != after[name]} == {"2.zarr.zip"}
+    np.testing.assert_array_equal(list(store.load_all(maps, "base", "en"))[1].cross_attention, attention(99))
+
+
+def test_names_that_are_no_names_of_files_are_refused(made, tmp_path):
+    folder = tmp_path / "tiny" / "en"
+    for names in (["../made"], ["made", "made"]):
+        interop.write_released([made.maps(utterance=name) for name in names], folder)
+        with pytest.raises(ValueError, match=rf"utterance {names[0]}: its name is that of another, or of no file"):
+            interop.import_released(folder, tmp_path / "maps")
+
+
+def test_a_file_is_written_whole_or_not_at_all(made, tmp_path):
+    path = tmp_path / "maps.h5"
+    interop.write_explanations([made.maps()], path)
+    before = path.read_bytes()
+    endless = made.maps(tokens=("▁the", "▁dog"))
+    with pytest.raises(ValueError, match="Utterance made-1 ends in '▁dog', not in </s>: SPES has no place for that"):
+        interop.write_explanations([made.maps(), endless], path)
+    twice = [made.maps(utterance="1"), made.maps(utterance="one"), made.maps(utterance="1")]
+    with pytest.raises(ValueError, match="Utterance one would be a second one of the number 1: rename it"):
+        interop.write_explanations(twice, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["maps.h5"]
+
+
+def test_maps_that_cannot_be_read_are_not_said_to_be_unwritable(tmp_path):
+    def gone():
+        raise FileNotFoundError("There are no maps: run 10_maps first.")
+        yield
+
+    with pytest.raises(FileNotFoundError, match="^There are no maps: run 10_maps first.$"):
+        interop.write_released(gone(), tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def root(tmp_path, explained, made):
+    """A repository whose profile starts from the released maps of two settings of the tiny model."""
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        (tmp_path / "notebooks" / path.name).write_bytes(path.read_bytes())
+    profile = {"profile": "tiny", "data": "data", "released": "released", "settings": {"tiny": ["en", "en-it"]}}
+    (tmp_path / "notebooks/profiles/tiny.yaml").write_text(yaml.safe_dump(profile))
+    made.corpus(tmp_path / "data", [("en-test-0", "test", "en", "the dog sleeps", "il cane dorme")])
+    (tmp_path / "data/paper.csv").write_bytes((ROOT / "data/paper.csv").read_bytes())
+    for setting, maps in explained.items():
+        interop.write_released(maps, tmp_path / "released" / "tiny" / setting)
+    return tmp_path
+
+
+def run_cells(job) -> None:
+    """Run the cells of a notebook in this process, which takes a fraction of the time of a kernel."""
+    check_parameters(job)
+    shown = {"display": lambda *_: None}
+    for cell in json.loads(job.source.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), shown)
+            if "parameters" in cell["metadata"].get("tags", []):
+                shown |= job.parameters
+    plt.close("all")
+    for path in job.outputs:
+        assert path.exists(), path
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["with SM^H", "without"])
+def test_the_notebooks_run_from_released_files(root, explained, whole):
+    if not whole:
+        for path in root.glob("released/tiny/*/encoder_saliency.h5"):
+            path.unlink()
+    profile = load_profile(root / "notebooks/profiles/tiny.yaml")
+    jobs = plan(profile, root, steps_of(profile, root))
+    assert [job.name for job in jobs] == [
+        "11_released-tiny-en",
+        "23_heads_and_layers",
+        "24_models_and_tasks",
+        *(["25_context_mixing"] if whole else []),
+        "30_heatmaps",
+        "90_findings",
+    ]
+    assert all("device" not in job.parameters for job in jobs)
+    with chdir(root):
+        Path("figures/tiny").mkdir(parents=True)
+        for job in jobs:
+            run_cells(job)
+    tab4 = pd.read_csv(root / "figures/tiny/tab4.csv").query("layer == 'mean'").set_index("setting")
+    for setting, maps in explained.items():
+        expected = correlations(maps).sel(source="input", layer="mean", head="mean").mean().item()
+        assert tab4.rho[setting] == pytest.approx(expected, abs=1e-6) and tab4.n[setting] == 2
+    findings = pd.read_csv(root / "figures/tiny/findings.csv").set_index("finding")
+    assert (findings.verdict["full resolution beats reduced"], findings.verdict["SM^X reduced beats CA"]) == (
+        "not available",
+        "not available",
+    )
+    mixing = findings.verdict[["context mixing is 0.03 to 0.18", "encoder saliency correlates more"]]
+    assert (mixing == "not available").all() != whole and findings.value["later layers are best"].notna().all()
+
+
+def test_released_files_that_change_make_their_steps_stale(root):
+    profile = load_profile(root / "notebooks/profiles/tiny.yaml")
+    steps = steps_of(profile, root)
+    before = [job.inputs for job in plan(profile, root, steps)]
+    assert [job.inputs for job in plan(profile, root, steps)] == before
+    release(root / "released" / "tiny" / "en")
+    after = [job.inputs for job in plan(profile, root, steps)]
+    assert all(one != other for one, other in zip(before, after, strict=True))
