@@ -133,6 +133,12 @@ class PretrainedChecks:
         setting = self.SETTINGS[0]
         alone = [pretrained.text(pretrained.generate(one[None], setting)[0]) for one in features]
         assert transcribe(pretrained, features, setting) == alone and alone[0] != alone[1]
+        if not pretrained.padding_safe:
+            padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+            mask = torch.ones(padded.shape[:2], dtype=torch.long)
+            mask[0, len(features[0]) :] = 0
+            with pytest.raises(ValueError, match="depend on how much its input is padded: give it one utterance"):
+                pretrained.generate(padded, setting, mask)
 
     def test_axes_of_the_maps(self, pretrained, maps, utterances):
         features = pretrained.features(utterances[1].audio())

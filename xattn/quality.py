@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import jiwer
@@ -129,11 +130,16 @@ def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> l
 
 
 def transcribe(model: S2TModel, features: Sequence[Tensor], setting: str, batch_size: int = 16) -> list[str]:
-    """Beam-search output of many utterances in a setting, features (T, F) each, in batches of similar length."""
-    order = sorted(range(len(features)), key=lambda index: len(features[index]))
+    """Beam-search output of many utterances in a setting, features (T, F) each.
+
+    Batches hold utterances of similar length, or of equal length where padding would change a model's output.
+    """
+    lengths = [len(item) for item in features]
+    order = sorted(range(len(features)), key=lengths.__getitem__)
+    groups = [order] if model.padding_safe else [list(rows) for _, rows in groupby(order, key=lengths.__getitem__)]
+    batches = [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
     texts = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in batches:
         frames = torch.tensor([len(features[row]) for row in rows])
         padded = torch.nn.utils.rnn.pad_sequence([features[row] for row in rows], batch_first=True)
         mask = (torch.arange(padded.shape[1]) < frames[:, None]).long().to(padded.device)

@@ -31,9 +31,8 @@ class S2TModel(Protocol):
     first_frame: float  # seconds at which the first frame's window is centred
     band_centres: np.ndarray  # (F,), Hz
     subsampling: int  # input frames an encoder step covers
-    lead: (
-        int  # how many of the first step's come before the first frame: step s covers those from s * subsampling - lead
-    )
+    lead: int  # frames by which the first step's window begins before the first frame; 0 but for Seamless
+    padding_safe: bool  # whether outputs stay the same when the input is padded
 
     def features(self, audio: np.ndarray) -> Tensor:
         """16 kHz mono audio (samples,) to the model's input (T, F)."""

@@ -36,7 +36,7 @@ class SeamlessModel(PretrainedModel):
 
     NETWORK, EXTRACTOR = SeamlessNetwork, SeamlessM4TFeatureExtractor
     first_frame = WINDOW_SECONDS / 2
-    exact_padding = False  # the adapter's convolution sees what the encoder makes of padding
+    padding_safe = False  # the adapter's convolution sees what the encoder makes of padding
 
     def __init__(self, *parts):
         super().__init__(*parts)

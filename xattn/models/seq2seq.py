@@ -31,7 +31,7 @@ class Seq2SeqModel:
     """
 
     lead = 0
-    exact_padding = True  # whether the outputs of utterances in a padded batch are those of the utterances alone
+    padding_safe = True
 
     def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
         self.network, self.source, self.weights_hash = network, source, weights_hash
@@ -131,13 +131,16 @@ class Seq2SeqModel:
         """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
 
         attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
-        utterance the output tokens after the prompt, with the final </s>, shape (I,).
+        utterance the output tokens after the prompt, with the final </s>, shape (I,). ValueError: padding given to a
+        model that is not `padding_safe`.
         """
         if attention_mask is None:
             attention_mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
-        elif not (self.exact_padding or attention_mask.all()):
-            frames = attention_mask.sum(dim=1).tolist()
-            return [self.generate(row[None, :own], setting)[0] for row, own in zip(features, frames, strict=True)]
+        if not (self.padding_safe or attention_mask.all()):
+            raise ValueError(
+                f"The outputs of {self.name} depend on how much its input is padded: give it one utterance at a time, "
+                "or several of equal length."
+            )
         prompt = self.prompt(setting)
         sequences = self.network.generate(
             **self.network_inputs(features, attention_mask),

@@ -22,7 +22,7 @@ class SpeechToTextModel(PretrainedModel):
     NETWORK, EXTRACTOR = Speech2TextForConditionalGeneration, Speech2TextFeatureExtractor
     TOKENIZER = Speech2TextTokenizer
     first_frame = WINDOW_SECONDS / 2
-    exact_padding = False  # the second convolution sees what the first one makes of padding
+    padding_safe = False  # the second convolution sees what the first one makes of padding
 
     def __init__(self, *parts):
         super().__init__(*parts)
