@@ -89,6 +89,22 @@ def test_reduction_to_steps(frames):
     assert np.array_equal(reduce_to_steps(saliency, 4, 4), expected["2d_max"])
 
 
+@pytest.mark.parametrize("frames", [8, 10, 12, 13, 15])
+def test_reduction_where_windows_begin_before_the_frames(frames):
+    saliency = np.random.default_rng(0).standard_normal((2, frames, 5))
+    steps = frames // 6 + 1  # windows of six, the first of which lacks three and the last one up to three
+    maxima, means = np.empty((2, 2, steps))
+    for step in range(steps):
+        window = [min(max(frame, 0), frames - 1) for frame in range(6 * step - 3, 6 * step + 3)]
+        maxima[:, step] = saliency[:, window].max(axis=(1, 2))
+        means[:, step] = saliency[:, window].mean(axis=(1, 2))
+    np.testing.assert_array_equal(reduce_to_steps(saliency, steps, 6, lead=3), maxima)
+    np.testing.assert_allclose(reduce_to_steps(saliency, steps, 6, "2d_avg", lead=3), means)
+    for wrong in (steps - 1, steps + 1):
+        with pytest.raises(ValueError, match="do not fit"):
+            reduce_to_steps(saliency, wrong, 6, lead=3)
+
+
 def test_names_that_do_not_exist(made):
     with pytest.raises(ValueError, match="no reduction '3d': choose one of 2d_max, 2d_avg, 1d_max_1d_avg"):
         reduce_to_steps(np.zeros((1, 4, 2)), 1, 4, "3d")

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 DECLARED = [Requirement(line) for line in sum(PROJECT["optional-dependencies"].values(), start=PROJECT["dependencies"])]
 LOCK_LINES = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
 LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK_LINES}
-OURS = {"xattn", "recipes", "tests", "conftest"}
+OURS = {"xattn", "recipes", "benchmarks", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
 
 
 def imported(folder: Path) -> dict[str, str]:

@@ -92,6 +92,7 @@ def test_attributes_tell_what_produced_the_maps(maps, model, utterance):
         "hypothesis": model.text(hypothesis),
         "reference": "the dog sleeps",
         "subsampling": 4,
+        "lead": 0,
         "version": xattn.__version__,
         **asdict(Occlusion(**SMALL)),
     }

@@ -42,6 +42,8 @@ def test_a_map_on_steps_spreads_over_frames_and_bands():
     cells = spread(steps, frames=10, mels=2, window=4)
     assert cells.shape == (1, 10, 2)
     assert cells[0, :, 1].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    cells = spread(steps, frames=12, mels=2, window=4, lead=2)
+    assert cells[0, :, 1].tolist() == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3]
 
 
 def test_areas_of_known_curves():

@@ -69,13 +69,7 @@ def log_mel(audio: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
     Raises:
         ValueError: the audio is not one channel of floats, or is empty, not finite, silent or shorter than one window.
     """
-    audio = np.asarray(audio)
-    if audio.ndim != 1 or audio.dtype.kind != "f":
-        raise ValueError(
-            f"The audio given has shape {audio.shape} and type {audio.dtype} where one channel of floats in [-1, 1] is "
-            "needed: average the channels and divide integers by their full scale."
-        )
-    _check(audio, rate, "The audio given")
+    audio = checked(audio, rate)
     options = knf.FbankOptions()
     options.frame_opts.samp_freq = rate
     options.frame_opts.frame_length_ms = 1000 * WINDOW_SECONDS
@@ -90,9 +84,21 @@ def log_mel(audio: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
     return np.stack([filterbank.get_frame(i) for i in range(filterbank.num_frames_ready)])
 
 
-def mel_centres(rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Centre frequency of each band of `log_mel` in Hz, shape (80,): equidistant on Kaldi's Mel scale."""
-    edges = np.linspace(_hz_to_mel(MEL_LOW), _hz_to_mel(rate / 2), N_MELS + 2)
+def checked(audio: np.ndarray, rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Mono samples (samples,) as an array. ValueError: as `log_mel`."""
+    audio = np.asarray(audio)
+    if audio.ndim != 1 or audio.dtype.kind != "f":
+        raise ValueError(
+            f"The audio given has shape {audio.shape} and type {audio.dtype} where one channel of floats in [-1, 1] is "
+            "needed: average the channels and divide integers by their full scale."
+        )
+    _check(audio, rate, "The audio given")
+    return audio
+
+
+def mel_centres(rate: int = SAMPLE_RATE, bands: int = N_MELS) -> np.ndarray:
+    """Centre frequency of each band of `log_mel` in Hz, shape (bands,): equidistant on Kaldi's Mel scale."""
+    edges = np.linspace(_hz_to_mel(MEL_LOW), _hz_to_mel(rate / 2), bands + 2)
     return 700.0 * np.expm1(edges[1:-1] / 1127.0)
 
 

@@ -11,7 +11,7 @@ from xattn.attention import with_means
 from xattn.estimators import ESTIMATORS, estimate, masks_of
 
 REDUCTIONS = ("2d_max", "2d_avg", "1d_max_1d_avg")
-SPECIAL_TOKENS = ("</s>", "<s>")
+SPECIAL_TOKENS = ("</s>", "<s>", "<|endoftext|>")  # BOS and EOS, the last one Whisper's
 SOURCES = ("input", "encoder")  # of saliency
 
 
@@ -59,21 +59,23 @@ def _standardise(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
     return np.nan_to_num(np.divide(centred, deviation, out=np.zeros_like(centred), where=spread & (deviation > 0)))
 
 
-def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2d_max") -> np.ndarray:
+def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2d_max", lead: int = 0) -> np.ndarray:
     """Reduce a spectrogram's map (token, time, mel) to the encoder's time axis: (token, step).
 
-    Step s covers the `window` frames from s * window on; the last window, where incomplete, repeats the last frame.
+    Step s covers the `window` frames from s * window - lead on; the first and the last window, where incomplete, repeat
+    the first and the last frame, and frames past the last window, where a lead leaves some, belong to no step.
     "2d_max" is the maximum over the window and all bands, "2d_avg" the mean. For "1d_max_1d_avg" the paper leaves the
     axes open; here it is the maximum over the bands, then the mean over the window's frames.
     """
     if how not in REDUCTIONS:
         raise ValueError(f"There is no reduction {how!r}: choose one of {', '.join(REDUCTIONS)}.")
     tokens, frames, mels = saliency.shape
-    if not 0 <= steps * window - frames < window:
+    missing = steps * window - lead - frames
+    if not (lead - window < missing <= lead if lead else 0 <= missing < window):
         raise ValueError(
             f"{steps} steps of {window} frames do not fit {frames} frames: give the model's own subsampling."
         )
-    padded = np.pad(saliency, ((0, 0), (0, steps * window - frames), (0, 0)), mode="edge")
+    padded = np.pad(saliency, ((0, 0), (lead, max(0, missing)), (0, 0)), mode="edge")[:, : steps * window]
     windows = padded.reshape(tokens, steps, window, mels)
     if how == "2d_max":
         return windows.max(axis=(2, 3))
@@ -92,13 +94,18 @@ def spoken_tokens(maps: xr.Dataset) -> xr.Dataset:
     return maps.isel(token=~np.isin(maps.token.values, SPECIAL_TOKENS))
 
 
-def on_steps(saliency: np.ndarray, steps: int, window: int, reduction: str = "2d_max") -> np.ndarray:
+def on_steps(saliency: np.ndarray, steps: int, window: int, reduction: str = "2d_max", lead: int = 0) -> np.ndarray:
     """Saliency of cells (token, time, mel) or of steps (token, step) as attention is compared with it: (token, step).
 
     Normalised over a token's whole map and then, where it is of cells, reduced to the encoder's steps.
     """
     normalised = mean_std(saliency)[0]
-    return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, steps, window, reduction)
+    return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, steps, window, reduction, lead)
+
+
+def lead_of(maps: xr.Dataset) -> int:
+    """Frames by which the first step's window begins before the first frame; maps of most models do not note it: 0."""
+    return maps.attrs.get("lead", 0)
 
 
 def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> np.ndarray:
@@ -107,7 +114,8 @@ def saliency_on_steps(maps: xr.Dataset, source: str, reduction: str = "2d_max") 
         raise ValueError(f"There is no saliency source {source!r}: choose 'input' (SM^X) or 'encoder' (SM^H).")
     if source not in sources_of(maps):
         raise ValueError(f"The maps of {maps.utterance} hold no {source} saliency: add it to what they were read from.")
-    return on_steps(maps[f"{source}_saliency"].values, maps.sizes["step"], maps.subsampling, reduction)
+    values = maps[f"{source}_saliency"].values
+    return on_steps(values, maps.sizes["step"], maps.subsampling, reduction, lead_of(maps))
 
 
 def correlate(maps: xr.Dataset, source: str, reduction: str = "2d_max") -> xr.DataArray:
@@ -206,7 +214,7 @@ def few_against_all(maps: xr.Dataset, source: str) -> pd.DataFrame:
 
     def reduced(estimator: str, used: np.ndarray) -> np.ndarray:
         cells = estimate(scores, masks, estimator, used).cells(masks.partition.labels)
-        return on_steps(cells, maps.sizes["step"], maps.subsampling).ravel()
+        return on_steps(cells, maps.sizes["step"], maps.subsampling, lead=lead_of(maps)).ravel()
 
     reference, rows = reduced("mean", place >= numbers[-1]), []
     for number in dict.fromkeys(numbers):

@@ -13,7 +13,7 @@ import xarray as xr
 
 import xattn
 from xattn.attention import cross_attention
-from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, mel_centres
+from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS
 from xattn.compare import SPECIAL_TOKENS, on_steps
 from xattn.corpus import Utterance, utterance_from_file
 from xattn.estimators import ESTIMATORS, estimate, expand, reliability
@@ -107,26 +107,31 @@ def explain(
         cross_attention (layer, head, token, step); input_saliency (token, time, mel) = SM^X; encoder_saliency (token,
         step) = SM^H; the model's input as features (time, mel); SM^X in its compact form (segment_score,
         segment_count, segmentation); every perturbation's score (input_scores, encoder_scores); and provenance in the
-        attributes. Row i explains token i of the hypothesis, whose last token is </s>.
+        attributes. Row i explains token i of the hypothesis, whose last token is </s>. Frames and steps are those of
+        the recording: of a model that pads it (Whisper), a row of cross_attention sums to 1 together with what is left
+        on the padding, padding_attention (layer, head, token).
 
     Raises:
         ValueError: a parameter out of range, a language the model does not write, or an empty hypothesis.
     """
     if not isinstance(utterance, Utterance):
-        utterance = utterance_from_file(utterance, language=language or target or model.languages[0])
+        spoken = language or target or next(iter(model.languages), None)
+        if spoken is None:
+            raise ValueError(f"{model.name} does not say which language it writes: give it as target, such as 'en'.")
+        utterance = utterance_from_file(utterance, language=spoken)
     return explain_targets(model, utterance, [target or utterance.language], Occlusion(**occlusion))[0]
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What the model wrote of an utterance in one language.
+    """What the model wrote of an utterance in one setting of the paper, "en" or "en-it".
 
     ids: (I,), the tokens up to </s>, and their strings; decoder_inputs: (P + I - 1,), the prompt of P tokens, then
     they, but for the last; rows: of the decoder positions that predict them; columns: theirs among the tokens of all
     hypotheses of the utterance.
     """
 
-    target: str
+    setting: str
     ids: torch.Tensor
     tokens: list[str]
     decoder_inputs: torch.Tensor
@@ -135,19 +140,19 @@ class Hypothesis:
 
 
 def write_hypotheses(
-    model: S2TModel, features: torch.Tensor, targets: Sequence[str], name: str, least: int
+    model: S2TModel, features: torch.Tensor, settings: Sequence[str], name: str, least: int
 ) -> list[Hypothesis]:
     """The outputs for features (T, F); NothingToExplain: one of utterance `name` has fewer than `least` tokens."""
     found, start = [], 0
-    for target in targets:
-        ids, prompt = model.generate(features[None], target)[0], model.prompt(target)
+    for setting in settings:
+        ids, prompt = model.generate(features[None], setting)[0], model.prompt(setting)
         if len(ids) <= least:
             raise NothingToExplain(
-                f"{model.name} wrote {model.text(ids) or 'nothing'} for {name} in {target!r}: check the recording and "
+                f"{model.name} wrote {model.text(ids) or 'nothing'} for {name} in {setting!r}: check the recording and "
                 "its language."
             )
         inputs, rows = torch.cat([prompt, ids])[:-1], slice(len(prompt) - 1, None)
-        found.append(Hypothesis(target, ids, model.tokens(ids), inputs, rows, slice(start, start + len(ids))))
+        found.append(Hypothesis(setting, ids, model.tokens(ids), inputs, rows, slice(start, start + len(ids))))
         start += len(ids)
     return found
 
@@ -169,10 +174,12 @@ def explain_targets(
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
     states = model.encode(features[None])  # (1, S, D)
-    hypotheses = write_hypotheses(model, features, targets, utterance.id, least)
+    source = utterance.language
+    settings = [target if target == source else f"{source}-{target}" for target in targets]
+    hypotheses = write_hypotheses(model, features, settings, utterance.id, least)
     partitions = {
         "input": Partition.of(slic_pyramid(features.cpu().numpy(), pyramid=occlusion.pyramid)),
-        "encoder": Partition.of(np.arange(states.shape[1])[None]),
+        "encoder": Partition.of(np.arange(model.steps(len(features)))[None]),
     }
     masks = {
         place: Masks(
@@ -191,17 +198,17 @@ def explain_targets(
         "utterance": utterance.id,
         "audio": hashlib.sha256(audio.tobytes()).hexdigest()[:16],
         "subsampling": model.subsampling,
+        "lead": model.lead,
         **asdict(occlusion),
         "version": xattn.__version__,
         "seconds": round((time.monotonic() - started) / len(targets), 3),
     }
     maps = []
     for each in hypotheses:
-        recognised = each.target == utterance.language
         own = {
-            "setting": each.target if recognised else f"{utterance.language}-{each.target}",
+            "setting": each.setting,
             "hypothesis": model.text(each.ids),
-            "reference": utterance.transcript if recognised else utterance.translation,
+            "reference": utterance.transcript if each.setting == source else utterance.translation,
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}
@@ -222,7 +229,7 @@ def score_perturbations(
 
     def reliable(place: str, scores: np.ndarray) -> bool:
         return all(
-            map_reliability(scores[:, each.columns], masks[place], each.tokens, model.subsampling, occlusion.estimator)
+            map_reliability(scores[:, each.columns], masks[place], each.tokens, model, occlusion.estimator)
             >= occlusion.reliability
             for each in hypotheses
         )
@@ -236,7 +243,7 @@ def score_perturbations(
 
         decode_without_steps = model.decoder_without_steps(states)
         perturbed = {
-            "input": lambda keep: divergence(partial(model.decode, model.encode(features * keep))),
+            "input": lambda keep: divergence(partial(model.decode, model.encode(model.without_cells(features, keep)))),
             "encoder": lambda keep: divergence(partial(decode_without_steps, keep)),
         }
         return {
@@ -253,14 +260,13 @@ def score_perturbations(
         }
 
 
-def map_reliability(scores: np.ndarray, masks: Masks, tokens: list[str], subsampling: int, estimator: str) -> float:
+def map_reliability(scores: np.ndarray, masks: Masks, tokens: list[str], model: S2TModel, estimator: str) -> float:
     """Reliability of the map that attention is compared with: normalised, on the encoder's steps, spoken tokens only.
 
     scores: (N, I), of the tokens (I,) of one hypothesis.
     """
-    cells = masks.partition.labels.shape[1:]
-    steps = cells[0] if len(cells) == 1 else -(-cells[0] // subsampling)
-    reduced = partial(on_steps, steps=steps, window=subsampling)
+    steps = model.steps(masks.partition.labels.shape[1])  # a map of steps needs no reduction
+    reduced = partial(on_steps, steps=steps, window=model.subsampling, lead=model.lead)
     return reliability(scores[:, ~np.isin(tokens, SPECIAL_TOKENS)], masks, estimator, reduced)
 
 
@@ -274,16 +280,21 @@ def labelled(
     attributes: dict,
 ) -> xr.Dataset:
     """The maps of one hypothesis as a dataset with the kit's axes."""
-    times = frame_times(len(features), model.frame_seconds)
+    frames, steps = len(features), model.steps(len(features))
+    times = frame_times(frames, model.first_frame, model.frame_seconds)
+    attention, beyond, padding = attention[..., :steps], attention[..., steps:], {}
+    if beyond.shape[-1]:
+        padding["padding_attention"] = (("layer", "head", "token"), beyond.sum(axis=-1))
     estimator = attributes["estimator"]
     units = {place: estimate(each, masks[place], estimator) for place, each in scores.items()}
     reliabilities = {
-        f"{place}_reliability": map_reliability(each, masks[place], tokens, model.subsampling, estimator)
+        f"{place}_reliability": map_reliability(each, masks[place], tokens, model, estimator)
         for place, each in scores.items()
     }
     dataset = xr.Dataset(
         {
             "cross_attention": (("layer", "head", "token", "step"), attention),
+            **padding,
             "encoder_saliency": (("token", "step"), units["encoder"].cells(masks["encoder"].partition.labels)),
             "features": (("time", "mel"), features.cpu().numpy()),
             "input_scores": (("input_mask", "token"), scores["input"]),
@@ -291,28 +302,31 @@ def labelled(
             **units["input"].compact(),
             "segmentation": (("level", "time", "mel"), masks["input"].partition.labels),
         },
-        coords=coordinates(tokens, attention, times, model.subsampling) | {"mel": mel_centres()},
+        coords=coordinates(tokens, attention, times, model.subsampling, model.lead) | {"mel": model.band_centres},
         attrs=attributes | reliabilities,
     )
     return expand(dataset)
 
 
-def frame_times(frames: int, frame_seconds: float = FRAME_SECONDS) -> np.ndarray:
-    """Seconds (T,) at the centres of the windows of frames."""
-    return WINDOW_SECONDS / 2 + frame_seconds * np.arange(frames)
+def frame_times(frames: int, first: float = WINDOW_SECONDS / 2, frame_seconds: float = FRAME_SECONDS) -> np.ndarray:
+    """Seconds (T,) at the centres of the windows of frames, the first of which is given."""
+    return first + frame_seconds * np.arange(frames)
 
 
-def coordinates(tokens: Sequence[str], attention: np.ndarray, times: np.ndarray, subsampling: int) -> dict:
+def coordinates(
+    tokens: Sequence[str], attention: np.ndarray, times: np.ndarray, subsampling: int, lead: int = 0
+) -> dict:
     """Of the kit's axes but mel, for the tokens (I,), attention (L, H, I, S) and `frame_times` (T,) of an utterance.
 
-    A step's seconds are in the middle of its `subsampling` frames, of which the last step may have fewer.
+    A step's seconds are in the middle of its `subsampling` frames, of which the first step may have `lead` fewer, and
+    the last one fewer too.
     """
-    first = subsampling * np.arange(attention.shape[-1])
+    first = subsampling * np.arange(attention.shape[-1]) - lead
     last = np.minimum(first + subsampling, len(times)) - 1
     return {
         "layer": 1 + np.arange(attention.shape[0]),
         "head": 1 + np.arange(attention.shape[1]),
         "token": np.array(tokens, dtype=object),
-        "step": (times[first] + times[last]) / 2,
+        "step": (times[np.maximum(first, 0)] + times[last]) / 2,
         "time": times,
     }

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.integrate import trapezoid
 
 from xattn import store
-from xattn.compare import mean_interval, mean_std, min_max, reduce_to_steps
+from xattn.compare import lead_of, mean_interval, mean_std, min_max, reduce_to_steps
 from xattn.models import S2TModel
 from xattn.quality import RESAMPLES, Metric, bleu, edits, normalise
 
@@ -29,9 +29,13 @@ def sentence_map(saliency: np.ndarray) -> np.ndarray:
     return min_max(mean_std(saliency)[0])[0].mean(axis=0)
 
 
-def spread(steps: np.ndarray, frames: int, mels: int, window: int) -> np.ndarray:
-    """A map (token, step) given to all frames and bands of each encoder step: (token, time, mel)."""
-    return np.broadcast_to(np.repeat(steps, window, axis=1)[:, :frames, None], (len(steps), frames, mels))
+def spread(steps: np.ndarray, frames: int, mels: int, window: int, lead: int = 0) -> np.ndarray:
+    """A map (token, step) given to all frames and bands of each encoder step: (token, time, mel).
+
+    Windows as in `reduce_to_steps`; frames past the last one take its value.
+    """
+    own = np.minimum((np.arange(frames) + lead) // window, steps.shape[1] - 1)
+    return np.broadcast_to(steps[:, own, None], (len(steps), frames, mels))
 
 
 def ranking(sentence: np.ndarray) -> np.ndarray:
@@ -64,7 +68,7 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
     baselines: "random", and "energy" (louder is more relevant). CA takes SPES's normalisation here, as the frame-wise
     one makes every step's mean over tokens 0.
     """
-    frames, mels, window = maps.sizes["time"], maps.sizes["mel"], maps.subsampling
+    frames, mels, window, lead = maps.sizes["time"], maps.sizes["mel"], maps.subsampling, lead_of(maps)
     rng = np.random.default_rng([maps.seed, *maps.utterance.encode()])
     found = {}
     for kind in kinds:
@@ -76,11 +80,12 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
         elif kind == "SM^X":
             found[kind] = sentence_map(maps.input_saliency.values)
         elif name == "SM^X":
-            steps = reduce_to_steps(mean_std(maps.input_saliency.values)[0], maps.sizes["step"], window, reduction)
-            found[kind] = sentence_map(spread(steps, frames, mels, window))
+            cells = mean_std(maps.input_saliency.values)[0]
+            steps = reduce_to_steps(cells, maps.sizes["step"], window, reduction, lead)
+            found[kind] = sentence_map(spread(steps, frames, mels, window, lead))
         elif kind in ("CA", "SM^H"):
             steps = maps.encoder_saliency if kind == "SM^H" else maps.cross_attention.mean(["layer", "head"])
-            found[kind] = sentence_map(spread(steps.values, frames, mels, window))
+            found[kind] = sentence_map(spread(steps.values, frames, mels, window, lead))
         else:
             raise ValueError(f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, random or energy.")
     return found
@@ -108,8 +113,9 @@ def deletion_curves(
         texts = {kind: store.load_texts(path, key) for kind, path in paths.items()}
         missing = [kind for kind in kinds if texts[kind] is None]
         for kind, sentence in sentence_maps(maps, missing).items():
-            inputs = masked_inputs(torch.from_numpy(maps.features.values), ranking(sentence), insertion)
-            outputs = model.generate(inputs.to(model.device), maps.setting.rpartition("-")[2])
+            features = torch.from_numpy(maps.features.values).to(model.device)
+            keep = masked_inputs(torch.ones(features.shape), ranking(sentence), insertion).to(model.device)
+            outputs = model.generate(model.without_cells(features, keep), maps.setting)
             texts[kind] = [model.text(ids) for ids in outputs]
             store.save_texts(texts[kind], paths[kind], key)
         rows += [

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from xattn.attention import MEAN
-from xattn.compare import frame_wise, mean_std, saliency_on_steps, sources_of, spoken_tokens
+from xattn.compare import frame_wise, lead_of, mean_std, saliency_on_steps, sources_of, spoken_tokens
 from xattn.corpus import Word
 
 MAP_COLOURS = "magma"
@@ -99,13 +99,14 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
 def _map(axes: Axes, panel: np.ndarray, maps: xr.Dataset, words: Sequence[Word]):
     start, hop = _time_axis(maps)
     width = maps.subsampling * hop  # seconds a step covers
+    left = start - lead_of(maps) * hop
     image = axes.imshow(
         panel,
         aspect="auto",
         interpolation="none",  # a vector file then holds the cells themselves, not their enlargement
         cmap=MAP_COLOURS,
         norm=Normalize(0, SATURATION),
-        extent=(start, start + width * panel.shape[1], len(panel) - 0.5, -0.5),
+        extent=(left, left + width * panel.shape[1], len(panel) - 0.5, -0.5),
     )
     axes.set_xlim(start, start + hop * maps.sizes["time"])
     for edge in _edges(words):

@@ -129,8 +129,8 @@ def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> l
         return [segment["COMET"] for segment in segments]
 
 
-def transcribe(model: S2TModel, features: Sequence[Tensor], language: str, batch_size: int = 16) -> list[str]:
-    """Beam-search output in `language` of many utterances, features (T, F) each.
+def transcribe(model: S2TModel, features: Sequence[Tensor], setting: str, batch_size: int = 16) -> list[str]:
+    """Beam-search output of many utterances in a setting, features (T, F) each.
 
     Batches hold utterances of similar length, or of equal length where padding would change a model's output.
     """
@@ -143,7 +143,7 @@ def transcribe(model: S2TModel, features: Sequence[Tensor], language: str, batch
         frames = torch.tensor([len(features[row]) for row in rows])
         padded = torch.nn.utils.rnn.pad_sequence([features[row] for row in rows], batch_first=True)
         mask = (torch.arange(padded.shape[1]) < frames[:, None]).long().to(padded.device)
-        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(padded, language, mask), strict=True)}
+        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(padded, setting, mask), strict=True)}
     return [texts[row] for row in range(len(features))]
 
 
@@ -154,7 +154,7 @@ def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str
     n.
     """
     target = setting.rpartition("-")[2]
-    hypotheses = transcribe(model, [model.features(utterance.audio()) for utterance in utterances], target)
+    hypotheses = transcribe(model, [model.features(utterance.audio()) for utterance in utterances], setting)
     references = [utterance.reference(setting) for utterance in utterances]
     translated = "-" in setting
     texts = (references, hypotheses) if translated else normalised(references, hypotheses, target)

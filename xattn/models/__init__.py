@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -20,23 +20,34 @@ class S2TModel(Protocol):
     """What the kit asks of an encoder-decoder speech-to-text model.
 
     Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in the paper), D model width,
-    L decoder layers, H heads, I decoder positions, V vocabulary. Features and states are unpadded.
+    L decoder layers, H heads, I decoder positions, V vocabulary. Features are unpadded, and so are states but for
+    Whisper's, whose first `steps(T)` hold the recording. A setting is one of the paper's: "en", the transcript of
+    English, or "en-it", its translation.
     """
 
     name: str
     source: str  # what it was loaded from
     weights_hash: str
-    languages: tuple[str, ...]
+    languages: tuple[str, ...]  # that it writes, the default first; none where its files do not say
     device: torch.device
-    frame_seconds: float
+    frame_seconds: float  # from one frame to the next
+    first_frame: float  # seconds at which the first frame's window is centred
+    band_centres: np.ndarray  # (F,), Hz
     subsampling: int  # input frames an encoder step covers
+    lead: int  # frames by which the first step's window begins before the first frame; 0 but for Seamless
     padding_safe: bool  # whether outputs stay the same when the input is padded
 
     def features(self, audio: np.ndarray) -> Tensor:
         """16 kHz mono audio (samples,) to the model's input (T, F)."""
 
-    def prompt(self, language: str) -> Tensor:
-        """The decoder's first tokens for output in `language`, shape (P,)."""
+    def prompt(self, setting: str) -> Tensor:
+        """The decoder's first tokens in a setting, shape (P,)."""
+
+    def steps(self, frames: int) -> int:
+        """How many encoder steps hold the recording, for features of `frames` frames."""
+
+    def without_cells(self, features: Tensor, keep: Tensor) -> Tensor:
+        """Features (T, F) with cells hidden where keep (B, T, F) is 0: a batch for `encode` and `generate`."""
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (B, T, F) to encoder states (B, S, D)."""
@@ -45,13 +56,13 @@ class S2TModel(Protocol):
         """Teacher-forced log-probabilities (B, I, V) of states (B, S, D) and one row of decoder inputs (I,)."""
 
     def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of one utterance's states (1, S, D), a function of keep (B, S), 0 where a step is hidden and 1 elsewhere, and
-        decoder inputs (I,), that equals `decode(states * keep[..., None], inputs)`."""
+        """Of one utterance's states (1, S, D), a function of keep (B, S or fewer), 0 where a step is hidden and 1
+        elsewhere, and decoder inputs (I,), that equals `decode(states * keep[..., None], inputs)`."""
 
     def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Attention weights (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
 
-    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
+    def generate(self, features: Tensor, setting: str, attention_mask: Tensor | None = None) -> list[Tensor]:
         """Beam search over (B, T, F): for each utterance the tokens after the prompt, with the final </s>, (I,)."""
 
     def tokens(self, ids: Tensor) -> list[str]:
@@ -66,6 +77,9 @@ class S2TModel(Protocol):
 ARCHITECTURES = {
     "xattn_conformer": ("conformer", "ConformerModel"),
     "ConformerEncoderDecoderForConditionalGeneration": ("fama", "FamaModel"),
+    "whisper": ("whisper", "WhisperModel"),
+    "speech_to_text": ("speech_to_text", "SpeechToTextModel"),
+    "seamless_m4t_v2": ("seamless", "SeamlessModel"),
 }
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/(?P<own>\w[\w.-]*))(@(?P<revision>\w[\w./-]*))?")  # owner/name@revision
@@ -132,12 +146,19 @@ def _fetched(name: str, revision: str) -> Path:
 
 def folder_hash(folder: Path) -> str:
     """Hash of a model folder's tensors, however its files lay them out, of its configuration and its vocabulary."""
+    tensors = {
+        name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()
+    }
+    names = ("config.json", "spm.model", "sentencepiece.bpe.model", "vocab.json")
+    return hash_of(tensors, [folder / name for name in names if (folder / name).is_file()])
+
+
+def hash_of(tensors: dict[str, Tensor], files: Iterable[Path]) -> str:
+    """Hash of tensors and their names, in whatever order, and of the contents of files."""
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    for name, tensor in sorted(item for file in files for item in load_file(file).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    for name in ("config.json", "spm.model", "sentencepiece.bpe.model", "vocab.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

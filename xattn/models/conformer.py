@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
 from transformers.utils import logging
 
-from xattn.audio import FRAME_SECONDS, cmvn, log_mel
+from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, cmvn, log_mel, mel_centres
 from xattn.models import folder_hash
 from xattn.models.seq2seq import Seq2SeqModel
 
@@ -344,7 +344,8 @@ class Vocabulary:
 class ConformerModel(Seq2SeqModel):
     """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel."""
 
-    frame_seconds = FRAME_SECONDS
+    frame_seconds, first_frame = FRAME_SECONDS, WINDOW_SECONDS / 2
+    band_centres = mel_centres()
     subsampling = SUBSAMPLING
 
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
@@ -388,14 +389,11 @@ class ConformerModel(Seq2SeqModel):
         """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""
         return torch.from_numpy(cmvn(log_mel(audio))).to(self.device)
 
-    def prompt(self, language: str) -> Tensor:
-        """The decoder's first tokens for output in `language`, (P,): </s> where models start with it, then its tag."""
-        if language not in self.languages:
-            raise ValueError(
-                f"The model {self.name} does not write {language!r}; choose one of {', '.join(self.languages)}."
-            )
+    def prompt(self, setting: str) -> Tensor:
+        """The decoder's first tokens in a setting, (P,): </s> where models start with it, then the written language's
+        tag."""
         first = self.config.eos_token_id if self.config.starts_with_eos else None
-        prompt = [token for token in (first, self.config.language_ids[language]) if token is not None]
+        prompt = [token for token in (first, self.config.language_ids[self.target(setting)]) if token is not None]
         return torch.tensor(prompt, device=self.device)
 
     @torch.inference_mode()

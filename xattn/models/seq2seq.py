@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
@@ -29,6 +30,7 @@ class Seq2SeqModel:
     Architectures add features, prompt, encode, tokens, text and the attributes that these need.
     """
 
+    lead = 0
     padding_safe = True
 
     def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
@@ -38,6 +40,32 @@ class Seq2SeqModel:
     @property
     def device(self) -> torch.device:
         return self.network.device
+
+    @property
+    def max_length(self) -> int:
+        """Of an output, its prompt included."""
+        return self.config.max_target_positions
+
+    def target(self, setting: str) -> str:
+        """The language that is written in a setting. ValueError: it is none of the model's, where these are known."""
+        target = setting.rpartition("-")[2]
+        if self.languages and target not in self.languages:
+            raise ValueError(
+                f"The model {self.name} does not write {target!r}; choose one of {', '.join(self.languages)}."
+            )
+        return target
+
+    def steps(self, frames: int) -> int:
+        """How many encoder steps hold the recording, for features of `frames` frames."""
+        return -(-frames // self.subsampling)
+
+    def without_cells(self, features: Tensor, keep: Tensor) -> Tensor:
+        """Features (T, F) set to 0 where keep (B, T, F) is 0: (B, T, F)."""
+        return features * keep
+
+    def network_inputs(self, features: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Features (B, T, F) and their mask (B, T) as arguments of the network."""
+        return {"input_features": features, "attention_mask": attention_mask}
 
     @torch.inference_mode()
     def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
@@ -51,7 +79,8 @@ class Seq2SeqModel:
     def decoder_without_steps(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """A function of keep (B, S) and decoder inputs (I,) that equals `decode(states * keep[..., None], inputs)`.
 
-        Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are.
+        Keys and values are projected once: a hidden step has the projections of zero, whoever its neighbours are. Steps
+        past the end of a shorter keep stay.
         """
         anything = torch.zeros(1, dtype=torch.long, device=self.device)  # keys and values do not depend on the tokens
         whole, hidden = (
@@ -61,7 +90,7 @@ class Seq2SeqModel:
 
         @torch.inference_mode()
         def decode(keep: Tensor, decoder_input_ids: Tensor) -> Tensor:
-            kept = keep[:, None, :, None].bool()
+            kept = functional.pad(keep, (0, states.shape[1] - keep.shape[1]), value=1.0)[:, None, :, None].bool()
             memory = DynamicCache(
                 (torch.where(kept, a.keys, b.keys), torch.where(kept, a.values, b.values))
                 for a, b in zip(whole, hidden, strict=True)
@@ -79,7 +108,12 @@ class Seq2SeqModel:
     @torch.inference_mode()
     def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Cross-attention (L, H, I, S) of the forced decoding of one utterance, states (1, S, D)."""
-        weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
+        usual = self.config._attn_implementation
+        self.network.set_attn_implementation("eager")  # the faster ones do not compute weights
+        try:
+            weights = self._forced(states, decoder_input_ids, output_attentions=True).cross_attentions
+        finally:
+            self.network.set_attn_implementation(usual)
         return torch.stack(weights)[:, 0]
 
     def _forced(
@@ -93,7 +127,7 @@ class Seq2SeqModel:
         )
 
     @torch.inference_mode()
-    def generate(self, features: Tensor, language: str, attention_mask: Tensor | None = None) -> list[Tensor]:
+    def generate(self, features: Tensor, setting: str, attention_mask: Tensor | None = None) -> list[Tensor]:
         """Beam search (5 beams, no repeated 5-gram: paper, settings) over a batch of features (B, T, F).
 
         attention_mask: (B, T), 1 on frames of the utterance; needed where utterances are padded. Returns for each
@@ -107,16 +141,15 @@ class Seq2SeqModel:
                 f"The outputs of {self.name} depend on how much its input is padded: give it one utterance at a time, "
                 "or several of equal length."
             )
-        prompt = self.prompt(language)
+        prompt = self.prompt(setting)
         sequences = self.network.generate(
-            input_features=features,
-            attention_mask=attention_mask,
+            **self.network_inputs(features, attention_mask),
             decoder_input_ids=prompt.expand(len(features), -1),
             decoder_start_token_id=int(prompt[0]),  # transformers would put its default, </s>, before the prompt
             forced_eos_token_id=self.config.eos_token_id,
             num_beams=5,
             no_repeat_ngram_size=5,
-            max_length=self.config.max_target_positions,
+            max_length=self.max_length,
             do_sample=False,
             past_key_values=SharedMemoryCache(DynamicCache(), DynamicCache()),
         )

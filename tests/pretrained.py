@@ -1,0 +1,250 @@
+"""What the tests of transformers' own models share: a random network that listens, and the checks of each of them.
+
+The oracle is the checkpoint's own network, run on what its own feature extractor makes of the audio.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import without_seconds
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from xattn.attention import cross_attention
+from xattn.compare import SPECIAL_TOKENS, correlate, spoken_tokens
+from xattn.estimators import masks_of
+from xattn.explain import explain
+from xattn.faithfulness import PERCENT, deletion_curves
+from xattn.figures import heatmaps
+from xattn.models import load_model
+from xattn.quality import transcribe
+from xattn.store import KEY
+
+SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
+
+
+def listening(network, end=1.5, seed=0):
+    """The network with attention that depends on what is heard, as an untrained one's hardly does, and with biases.
+
+    end: how much more likely than other tokens the last one is, so that some outputs end by themselves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if "attn." in name or "attention." in name or name.endswith(("embed_tokens.weight", "shared.weight")):
+                value.normal_(std=0.5, generator=generator)
+            elif "conv" in name or ".fc" in name or "ffn" in name:
+                value.normal_(std=0.3, generator=generator)
+        decoder = network.get_decoder()
+        decoder.layer_norm.bias += end * decoder.embed_tokens.weight[network.config.eos_token_id]
+    return network.eval()
+
+
+def log_p(network, inputs, ids):
+    """Log-probabilities (I, V) of the network's own forward pass over its own inputs."""
+    with torch.inference_mode():
+        return network(**inputs, decoder_input_ids=ids[None], use_cache=False).logits[0].double().log_softmax(-1)
+
+
+class PretrainedChecks:
+    """Of a module that has the fixtures `folder`, `pretrained` (from `load_model`) and `audio` (of utterances[1]).
+
+    Subclasses give `own(model, audio)`, arguments of the network made by the feature extractor (input_features (1, ...)
+    and, where the model has one, attention_mask); `framed(model, inputs)`, a view of input_features as frames (T, F);
+    `search(model, inputs, setting)`, transformers' documented beam search, tokens with or without prompt; SETTINGS, of
+    which the first is explained; and `seconds(frames, steps)`, the times of frames and steps.
+    """
+
+    @pytest.fixture
+    def maps(self, pretrained, utterances):
+        return explain(pretrained, utterances[1], self.SETTINGS[0][-2:], **SMALL)
+
+    def test_features_are_those_of_its_extractor(self, pretrained, audio):
+        features, inputs = pretrained.features(audio), self.own(pretrained, audio)
+        assert features.dtype == torch.float32 and features.shape[1] == len(pretrained.band_centres) == 80
+        framed = self.framed(pretrained, inputs)[: len(features)]
+        assert torch.equal(framed, features) and features.std() > 0.1
+
+    def test_bands_are_where_its_filters_peak(self, pretrained):
+        filters = pretrained.extractor.mel_filters  # (frequencies, F) from 0 to 8,000 Hz
+        bins = np.linspace(0, 8000, len(filters))
+        peaks, width = bins[filters.argmax(axis=0)], bins[1]
+        assert np.abs(peaks - pretrained.band_centres).max() < width
+        assert (np.diff(pretrained.band_centres) > 0).all()
+
+    def test_log_probabilities_are_those_of_its_network(self, pretrained, audio):
+        features, inputs = pretrained.features(audio), self.own(pretrained, audio)
+        for setting in self.SETTINGS:
+            prompt = pretrained.prompt(setting)
+            ids = torch.cat([prompt, torch.tensor([20, 21, 22, 23])])
+            expected = log_p(pretrained.network, inputs, ids)
+            found = pretrained.decode(pretrained.encode(features[None]), ids)
+            assert found.shape == (1, len(ids), pretrained.config.vocab_size)
+            np.testing.assert_allclose(found[0], expected, atol=2e-5)
+        other = {**inputs, "input_features": torch.roll(inputs["input_features"], 7, dims=-1)}
+        assert (log_p(pretrained.network, other, ids) - expected).abs().max() > 0.1  # the decoder listens
+
+    def test_attention_is_that_of_its_network(self, pretrained, folder, audio):
+        inputs = self.own(pretrained, audio)
+        ids = torch.cat([pretrained.prompt(self.SETTINGS[0]), torch.tensor([20, 21])])
+        eager = type(pretrained).NETWORK.from_pretrained(folder, attn_implementation="eager").eval()
+        with torch.inference_mode():
+            expected = eager(**inputs, decoder_input_ids=ids[None], output_attentions=True).cross_attentions
+        usual = pretrained.config._attn_implementation
+        states = pretrained.encode(pretrained.features(audio)[None])
+        found = cross_attention(pretrained, states, ids)
+        assert pretrained.config._attn_implementation == usual
+        assert found.shape == (3, 2, len(ids), states.shape[1])
+        np.testing.assert_allclose(found, torch.stack(expected)[:, 0], atol=1e-5)
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+        assert found.max(-1).mean() > 1.5 * found.mean()  # not flat
+
+    def test_a_decoder_without_steps_is_that_of_zeroed_states(self, pretrained, audio):
+        features = pretrained.features(audio)
+        states, steps = pretrained.encode(features[None]), pretrained.steps(len(features))
+        keep = (torch.rand(5, steps, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+        keep[0], keep[1] = 1.0, 0.0
+        whole = functional.pad(keep, (0, states.shape[1] - steps), value=1.0)
+        decode = pretrained.decoder_without_steps(states)
+        for ids in (torch.tensor([20, 21, 22]), torch.tensor([23, 24])):
+            expected = pretrained.decode(states * whole[..., None], ids)
+            assert (expected[0] - expected[1]).abs().max() > 0.01
+            torch.testing.assert_close(decode(keep, ids), expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(decode(keep[:1], ids), pretrained.decode(states, ids), atol=1e-4)
+
+    def test_outputs_are_those_of_its_documented_search(self, pretrained, audio):
+        found = {}
+        for setting in self.SETTINGS:
+            (ids,) = pretrained.generate(pretrained.features(audio)[None], setting)
+            expected = self.search(pretrained, self.own(pretrained, audio), setting).tolist()
+            prompt, end = pretrained.prompt(setting).tolist(), pretrained.config.eos_token_id
+            assert ids[-1] == end and ids.tolist().count(end) == 1 and len(ids) > 1
+            expected = expected[len(prompt) :] if expected[: len(prompt)] == prompt else expected
+            assert ids[:-1].tolist() == [token for token in expected if token != end]
+            assert torch.equal(pretrained.generate(pretrained.features(audio)[None], setting)[0], ids)
+            found[setting] = ids.tolist()
+        assert len({tuple(ids) for ids in found.values()}) == len(self.SETTINGS)
+
+    def test_outputs_do_not_depend_on_the_rest_of_the_batch(self, pretrained, utterances):
+        features = [pretrained.features(utterance.audio()) for utterance in utterances]
+        assert len(features[0]) != len(features[1])
+        setting = self.SETTINGS[0]
+        alone = [pretrained.text(pretrained.generate(one[None], setting)[0]) for one in features]
+        assert transcribe(pretrained, features, setting) == alone and alone[0] != alone[1]
+        if not pretrained.padding_safe:
+            padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+            mask = torch.ones(padded.shape[:2], dtype=torch.long)
+            mask[0, len(features[0]) :] = 0
+            with pytest.raises(ValueError, match="depend on how much its input is padded: give it one utterance"):
+                pretrained.generate(padded, setting, mask)
+
+    def test_axes_of_the_maps(self, pretrained, maps, utterances):
+        features = pretrained.features(utterances[1].audio())
+        frames, steps = len(features), pretrained.steps(len(features))
+        (ids,) = pretrained.generate(features[None], self.SETTINGS[0])
+        assert maps.cross_attention.dims == ("layer", "head", "token", "step")
+        assert maps.cross_attention.shape == (3, 2, len(ids), steps)
+        assert maps.input_saliency.dims == ("token", "time", "mel")
+        assert maps.input_saliency.shape == (len(ids), frames, 80)
+        assert maps.encoder_saliency.dims == ("token", "step")
+        assert maps.encoder_saliency.shape == (len(ids), steps)
+        times, middles = self.seconds(frames, steps)
+        np.testing.assert_allclose(maps.time, times, atol=1e-9)
+        np.testing.assert_allclose(maps.step, middles, atol=1e-9)
+        assert abs(utterances[1].duration - maps.time.values[-1]) < 0.04
+        np.testing.assert_array_equal(maps.mel, pretrained.band_centres)
+        assert torch.equal(torch.from_numpy(maps.features.values), features)
+        assert maps.token.values.tolist() == pretrained.tokens(ids)
+        assert maps.token.values[-1] in SPECIAL_TOKENS and spoken_tokens(maps).sizes["token"] == len(ids) - 1
+        assert maps.hypothesis == pretrained.text(ids) and maps.setting == self.SETTINGS[0]
+
+    def test_scores_are_those_of_its_network_with_parts_hidden(self, pretrained, maps, utterances):
+        audio, prompt = utterances[1].audio(), pretrained.prompt(self.SETTINGS[0])
+        (ids,) = pretrained.generate(pretrained.features(audio)[None], self.SETTINGS[0])
+        forced, first = torch.cat([prompt, ids[:-1]]), len(prompt) - 1
+        inputs, network = self.own(pretrained, audio), pretrained.network
+        original = log_p(network, inputs, forced)[first:]
+        for place in ("input", "encoder"):
+            masks = masks_of(maps, place)
+            levels, hidden = masks.draw(0, masks.number)
+            for number in (0, 4, 7):
+                cells = torch.from_numpy(hidden[number][masks.partition.labels[levels[number]]])
+                own = {name: value.clone() for name, value in inputs.items()}
+                if place == "input":
+                    self.framed(pretrained, own)[: len(cells)][cells] = 0.0  # a view of the inputs
+                    perturbed = log_p(network, own, forced)
+                else:
+                    with torch.inference_mode():
+                        states = network.get_encoder()(**own).last_hidden_state
+                        states[:, : len(cells)][:, cells] = 0.0
+                        output = network(encoder_outputs=(states,), decoder_input_ids=forced[None], use_cache=False)
+                    perturbed = output.logits[0].double().log_softmax(-1)
+                expected = functional.kl_div(perturbed[first:], original, log_target=True, reduction="none").sum(-1)
+                assert expected.max() > 1e-3
+                np.testing.assert_allclose(maps[f"{place}_scores"][number], expected, rtol=1e-3, atol=1e-5)
+
+    def test_maps_are_compared_deleted_and_drawn(self, pretrained, maps, utterances, tmp_path):
+        for source in ("input", "encoder"):
+            assert np.isfinite(correlate(maps, source)).all()
+        curves = deletion_curves(pretrained, [maps.assign_attrs({KEY: "k"})], ["CA", "SM^X 2d_avg"], tmp_path)
+        assert len(curves) == 2 * len(PERCENT)
+        assert (curves[curves.percent == 0].hypothesis == maps.hypothesis).all()
+        assert curves[curves.percent == 100].hypothesis.nunique() == 1
+        panel = heatmaps(maps, utterances[1].words).axes[3].images[0]
+        assert panel.get_array().shape == (maps.sizes["token"] - 1, maps.sizes["step"])
+
+    def test_maps_are_the_same_each_time(self, pretrained, folder, maps, utterances):
+        again = explain(load_model(folder), utterances[1], self.SETTINGS[0][-2:], **SMALL)
+        assert without_seconds(again).identical(without_seconds(maps))
+
+    def test_a_hash_tells_checkpoints_apart_and_not_layouts(self, pretrained, folder, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        tensors = load_file(copy / "model.safetensors")
+        (copy / "model.safetensors").unlink()
+        pretrained.network.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+        for file in tmp_path.glob("parts/model*"):
+            shutil.copy(file, copy)
+        assert len(list(copy.glob("model-*.safetensors"))) > 1
+        assert load_model(copy).weights_hash == pretrained.weights_hash
+        for file in copy.glob("model*"):
+            file.unlink()
+        name = next(name for name in sorted(tensors) if name.endswith("fc1.bias"))
+        tensors[name][3] += 0.01
+        save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+        assert load_model(copy).weights_hash != pretrained.weights_hash
+
+    @pytest.mark.parametrize(
+        ("broken", "sentence"),
+        [
+            (lambda path: path.unlink(), "has no model.safetensors: fetch a revision that has it"),
+            (lambda path: path.write_bytes(path.read_bytes()[:-7]), "A safetensors file of .* is damaged"),
+            (lambda path: drop(path, "fc1.bias"), r"lack .*layers.0.*fc1.bias, .*: fetch or train them again"),
+            (
+                lambda path: (path.parent / "preprocessor_config.json").unlink(),
+                "cannot be read .*fetch the model whole",
+            ),
+        ],
+    )
+    def test_a_folder_that_is_not_whole(self, folder, tmp_path, broken, sentence):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        broken(copy / "model.safetensors")
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+            load_model(copy)
+        assert "\n" not in str(error.value)
+
+    def test_audio_that_is_no_recording(self, pretrained):
+        for audio in (np.zeros(16000, dtype=np.float32), np.full(16000, np.nan), np.ones((16000, 2)), np.ones(10)):
+            with pytest.raises(ValueError, match="The audio given"):
+                pretrained.features(audio)
+
+
+def drop(path, ending):
+    """Take the first two tensors of a file whose names have this ending away."""
+    tensors = load_file(path)
+    for name in [name for name in sorted(tensors) if name.endswith(ending)][:2]:
+        del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})

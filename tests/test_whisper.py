@@ -1,0 +1,210 @@
+"""Whisper on a tiny random checkpoint that hears 2 s, with a tokenizer trained here."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+from pretrained import SMALL, PretrainedChecks, listening
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from xattn.explain import explain
+from xattn.models import load_model
+from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
+from xattn.quality import transcribe
+
+TAGS = ("<|startoftranscript|>", "<|en|>", "<|it|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>")
+FRAMES = 200  # of the 2 s
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A checkpoint as it lies on the hub, three decoder layers on two of the encoder."""
+    tokenizer = WhisperTokenizer().train_new_from_iterator(sum(SENTENCES.values(), ()), vocab_size=290)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(TAGS)})
+    tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(101)])
+    ids = dict(zip(TAGS, tokenizer.convert_tokens_to_ids(TAGS), strict=True))
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    torch.manual_seed(0)
+    network = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(tokenizer),
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=3,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            max_source_positions=FRAMES // 2,
+            max_target_positions=16,
+            decoder_start_token_id=ids["<|startoftranscript|>"],
+            **special,
+        )
+    )
+    network.generation_config = GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={tag: ids[tag] for tag in ("<|en|>", "<|it|>")},
+        task_to_id={task: ids[f"<|{task}|>"] for task in ("translate", "transcribe")},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        suppress_tokens=[5, 6, *ids.values()],
+        begin_suppress_tokens=[tokenizer.eos_token_id],
+        forced_decoder_ids=[[1, None], [2, ids["<|translate|>"]]],  # older checkpoints have such, overruled by a prompt
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        max_length=16,
+        **special,
+    )
+    folder = tmp_path_factory.mktemp("whisper") / "whisper-tiny"
+    for part in (listening(network), WhisperFeatureExtractor(chunk_length=2), tokenizer):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder):
+    return load_model(folder)
+
+
+@pytest.fixture
+def audio(utterances):
+    return utterances[1].audio()
+
+
+class TestWhisper(PretrainedChecks):
+    SETTINGS = ("en", "it", "it-en")
+
+    def own(self, model, audio):
+        inputs = model.extractor(audio, sampling_rate=16_000, return_tensors="pt")
+        return {"input_features": inputs.input_features}
+
+    def framed(self, model, inputs):
+        return inputs["input_features"][0].T
+
+    def search(self, model, inputs, setting):
+        task = "translate" if "-" in setting else "transcribe"
+        return WhisperForConditionalGeneration.generate(
+            model.network,
+            inputs["input_features"],
+            attention_mask=torch.ones(1, FRAMES),
+            language=setting[:2],
+            task=task,
+            forced_eos_token_id=model.config.eos_token_id,
+            num_beams=5,
+            no_repeat_ngram_size=5,
+        )[0]
+
+    def seconds(self, frames, steps):
+        last = np.minimum(2 * np.arange(steps) + 1, frames - 1)
+        return 0.01 * np.arange(frames), 0.01 * (2 * np.arange(steps) + last) / 2
+
+
+def test_what_a_loaded_model_says_of_itself(pretrained):
+    assert isinstance(pretrained, WhisperModel) and pretrained.name == "whisper-tiny"
+    assert pretrained.languages == ("en", "it")
+    assert (pretrained.frame_seconds, pretrained.subsampling, pretrained.lead) == (0.01, 2, 0)
+    ids = torch.tensor(pretrained.tokenizer(" the dog sì", add_special_tokens=False).input_ids)
+    assert "".join(pretrained.tokens(ids)).startswith("▁the▁dog▁s")  # ì is two bytes, each a token of its own here
+    assert pretrained.text(torch.cat([pretrained.prompt("en"), ids, torch.tensor([0])])) == "the dog sì"
+
+
+@pytest.mark.parametrize("samples", [400, 4_000, 4_001, 4_159, 4_161, 31_700, 32_000])
+def test_the_frames_that_are_left_out_are_silent(pretrained, samples):
+    rng = np.random.default_rng(samples)
+    for loudness in (0.3, 1e-3, 1e-6):  # the softest are at the floor of the logarithm
+        audio = (loudness * rng.standard_normal(samples)).astype(np.float32)
+        whole = pretrained.extractor(audio, sampling_rate=16_000, return_tensors="pt").input_features[0].T
+        features = pretrained.features(audio)
+        assert len(features) == min(FRAMES, -(-(samples + 200) // 160))  # those whose 400 samples reach into the audio
+        torch.testing.assert_close(pretrained.padded(features), whole, rtol=0, atol=1e-6)
+        if samples < 31_000:
+            assert whole[len(features) :].unique().numel() == 1
+            assert whole[len(features) - 1].unique().numel() > 1 or loudness < 0.1
+    assert whole.min() == -1.5
+
+
+def test_a_hidden_cell_is_0_and_padding_stays(pretrained, audio):
+    features = pretrained.features(audio)
+    keep = (torch.rand(3, *features.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    keep[0] = 1.0
+    inputs = pretrained.without_cells(features, keep)
+    assert inputs.shape == (3, FRAMES, 80)
+    assert torch.equal(inputs[:, : len(features)], features * keep)
+    assert torch.equal(inputs[:, len(features) :], pretrained.padded(features)[len(features) :].expand(3, -1, -1))
+    torch.testing.assert_close(pretrained.encode(inputs)[:1], pretrained.encode(features[None]))
+
+
+def test_attention_to_the_padding_is_told(pretrained, utterances):
+    maps = explain(pretrained, utterances[0], **SMALL)
+    assert maps.padding_attention.dims == ("layer", "head", "token")
+    np.testing.assert_allclose(maps.cross_attention.sum("step") + maps.padding_attention, 1, atol=1e-5)
+    assert 0.1 < maps.padding_attention.mean() < 0.9  # of 2 s, 0.6 are recorded
+
+
+def test_a_recording_may_fill_its_input_but_not_more(pretrained):
+    audio = np.random.default_rng(0).standard_normal(32_001).astype(np.float32)
+    assert pretrained.features(audio[:-1]).shape == (FRAMES, 80)
+    with pytest.raises(ValueError, match=r"The recording lasts 2.0 s, and whisper-tiny hears 2 s: cut it\.$"):
+        pretrained.features(audio)
+
+
+def test_prompts(pretrained):
+    start, rest = "<|startoftranscript|>", "<|notimestamps|>"
+    for setting, task in (
+        ("en", ["<|en|>", "<|transcribe|>"]),
+        ("it", ["<|it|>", "<|transcribe|>"]),
+        ("it-en", ["<|it|>", "<|translate|>"]),
+    ):
+        assert pretrained.tokens(pretrained.prompt(setting)) == [start, *task, rest]
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("en-it", "whisper-tiny translates into English only, not into 'it'"),
+        ("fr", "The model whisper-tiny does not write 'fr'; choose one of en, it"),
+        ("fr-en", "The model whisper-tiny does not hear 'fr'; choose one of en, it"),
+    ],
+)
+def test_settings_it_does_not_have(pretrained, setting, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pretrained.prompt(setting)
+
+
+def test_a_checkpoint_of_english_alone_has_no_tags_of_language_and_task(folder, tmp_path):
+    copy = tmp_path / "whisper-tiny.en"
+    shutil.copytree(folder, copy)
+    generation = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(json.dumps(generation | {"is_multilingual": False}))
+    model = load_model(copy)
+    assert model.languages == ("en",)
+    assert model.tokens(model.prompt("en")) == ["<|startoftranscript|>", "<|notimestamps|>"]
+    for setting in ("it", "it-en", "en-it"):
+        with pytest.raises(ValueError, match="whisper-tiny.en"):
+            model.prompt(setting)
+
+
+def test_no_timestamp_is_written_however_likely(folder, audio):
+    model = load_model(folder)
+    features, prompt = model.features(audio), model.prompt("en")
+    stamp = int(prompt[-1]) + 30
+    with torch.no_grad():
+        decoder = model.network.get_decoder()
+        decoder.embed_tokens.weight[stamp] = 5 * decoder.layer_norm.bias
+    assert model.decode(model.encode(features[None]), prompt)[0, -1].argmax() == stamp
+    (ids,) = model.generate(features[None], "en")
+    assert len(ids) > 1 and ids.max() < prompt[-1]
+
+
+def test_many_utterances_are_searched_in_parts(pretrained, audio):
+    features = [pretrained.features(audio[1500 * row :]) for row in range(6)]
+    assert len(features) > SEARCHED_AT_ONCE
+    alone = [pretrained.text(pretrained.generate(one[None], "en")[0]) for one in features]
+    assert transcribe(pretrained, features, "en") == alone and len(set(alone)) > 1

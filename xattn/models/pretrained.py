@@ -1,0 +1,94 @@
+"""Checkpoints of transformers' own speech-to-text models, with the feature extractor and the tokenizer beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from xattn.audio import FRAME_SECONDS, SAMPLE_RATE, checked
+from xattn.models import hash_of
+from xattn.models.seq2seq import Seq2SeqModel
+
+
+def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    """Weights in a folder's safetensors files as a network in float32 and evaluation mode.
+
+    FileNotFoundError: there are none. ValueError: they are damaged or incomplete.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"The model folder {folder} has no model.safetensors: fetch a revision that has it, as weights in pickle "
+            "files are not read."
+        )
+    logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
+    try:
+        network, report = kind.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"A safetensors file of {folder} is damaged ({error}): fetch or train it again.") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(f"The safetensors files of {folder} lack {', '.join(absent)}: fetch or train them again.")
+    return network.eval()
+
+
+class PretrainedModel(Seq2SeqModel):
+    """One of transformers' own models as the kit uses it; the face is described in xattn.models.S2TModel.
+
+    Families name their classes and add prompt, languages and what differs in their features.
+    """
+
+    NETWORK: type
+    EXTRACTOR: type
+    TOKENIZER: type
+    frame_seconds = FRAME_SECONDS
+
+    def __init__(self, network: PreTrainedModel, extractor, tokenizer, source: str, weights_hash: str):
+        super().__init__(network, source, weights_hash)
+        self.extractor, self.tokenizer = extractor, tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, device: str = "cpu") -> "PretrainedModel":
+        """Load a folder as `save_pretrained` writes it or the hub has it; nothing is fetched."""
+        folder = Path(folder)
+        network = load_network(cls.NETWORK, folder)
+        try:
+            extractor = cls.EXTRACTOR.from_pretrained(folder, local_files_only=True)
+            tokenizer = cls.load_tokenizer(folder)
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"The feature extractor or the tokenizer of {folder} cannot be read ({reason}): fetch the model whole."
+            ) from error
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt"))
+        files = [file for file in files if ".index." not in file.name]  # how weights are spread over files
+        weights_hash = hash_of(network.state_dict(), files)
+        return cls(network.to(device), extractor, tokenizer, str(folder), weights_hash)
+
+    @classmethod
+    def load_tokenizer(cls, folder: Path):
+        """The tokenizer beside the weights."""
+        return cls.TOKENIZER.from_pretrained(folder, local_files_only=True)
+
+    def extract(self, audio: np.ndarray, **options) -> dict[str, np.ndarray]:
+        """What the model's own feature extractor makes of 16 kHz mono audio (samples,): arrays with a batch axis."""
+        return self.extractor(checked(audio), sampling_rate=SAMPLE_RATE, return_tensors="np", **options)
+
+    @torch.inference_mode()
+    def encode(self, features: Tensor) -> Tensor:
+        """Unpadded features (B, T, F) to encoder states (B, S, D)."""
+        whole = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        return self.network.get_encoder()(**self.network_inputs(features, whole)).last_hidden_state
+
+    def tokens(self, ids: Tensor) -> list[str]:
+        """Subword strings of token ids (I,)."""
+        return self.tokenizer.convert_ids_to_tokens(ids.tolist())
+
+    def text(self, ids: Tensor) -> str:
+        """The text that token ids (I,) spell, special tokens left out."""
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
