@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import json
+import random
 from math import gcd
 from types import SimpleNamespace
 
@@ -147,6 +149,25 @@ def write_europarl(root, source, target, split, speeches):
         lines += [(f"{name} {start:.2f} {end:.2f}", first, second) for start, end, first, second in segments]
     for kind, column in zip(("lst", source, target), zip(*lines, strict=True), strict=True):
         (texts / f"segments.{kind}").write_text("".join(f"{line}\n" for line in column), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A SentencePiece model and a vocabulary of 40 ids in another order."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=39,
+        user_defined_symbols=["<lang:en>", "<lang:it>"],
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [processor.id_to_piece(token) for token in range(39) if processor.id_to_piece(token) not in special]
+    random.Random(0).shuffle(pieces)
+    (folder / "vocab.json").write_text(json.dumps({piece: token for token, piece in enumerate([*special, *pieces])}))
+    return folder
 
 
 @pytest.fixture(scope="session")

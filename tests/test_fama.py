@@ -1,5 +1,4 @@
 import json
-import random
 import re
 import shutil
 from pathlib import Path
@@ -7,9 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from conftest import SENTENCES
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import Speech2TextFeatureExtractor, Speech2TextTokenizer
@@ -20,7 +17,6 @@ from xattn.models.conformer import ConformerForConditionalGeneration
 from xattn.models.fama import configuration, conformer
 from xattn.quality import transcribe
 
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes;
@@ -79,21 +75,16 @@ def tiny(made, **changes):
     return made.network(**sizes | {"batch_unsafe_relative_shift": True, "starts_with_eos": True} | changes)
 
 
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory):
-    """A SentencePiece model and a vocabulary of 40 ids in another order."""
-    folder = tmp_path_factory.mktemp("vocabulary")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
-        model_prefix=str(folder / "sentencepiece.bpe"),
-        vocab_size=39,
-        user_defined_symbols=["<lang:en>", "<lang:it>"],
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
-    pieces = [processor.id_to_piece(token) for token in range(39) if processor.id_to_piece(token) not in SPECIAL]
-    random.Random(0).shuffle(pieces)
-    (folder / "vocab.json").write_text(json.dumps({piece: token for token, piece in enumerate([*SPECIAL, *pieces])}))
+def write_published(folder, network, vocabulary, **configuration):
+    """Write a network as a folder of the hub."""
+    folder.mkdir(parents=True)
+    for file in ("sentencepiece.bpe.model", "vocab.json"):
+        shutil.copy(vocabulary / file, folder)
+    content = CONFIGURATION | {"vocab_size": network.config.vocab_size} | configuration
+    (folder / "config.json").write_text(json.dumps(content))
+    weights = {f"model.{key}": value.clone() for key, value in network.state_dict().items()}
+    weights["lm_head.weight"] = weights.pop("model.decoder.output_projection.weight")
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
@@ -102,16 +93,7 @@ def published(made, vocabulary, tmp_path):
     """A maker of a folder as the hub has it."""
 
     def make(network=None, name=COMMIT, **configuration):
-        network, folder = network or tiny(made), tmp_path / name
-        folder.mkdir()
-        for file in ("sentencepiece.bpe.model", "vocab.json"):
-            shutil.copy(vocabulary / file, folder)
-        content = CONFIGURATION | {"vocab_size": network.config.vocab_size} | configuration
-        (folder / "config.json").write_text(json.dumps(content))
-        weights = {f"model.{key}": value.clone() for key, value in network.state_dict().items()}
-        weights["lm_head.weight"] = weights.pop("model.decoder.output_projection.weight")
-        save_file(weights, folder / "model.safetensors")
-        return folder
+        return write_published(tmp_path / name, network or tiny(made), vocabulary, **configuration)
 
     return make
 

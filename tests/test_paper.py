@@ -1,0 +1,62 @@
+"""The profile `paper` rehearsed: its own steps, tiny random models in FAMA's layout, speech in EuroParl-ST's."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import write_europarl
+from test_fama import tiny, write_published
+
+from xattn import store
+from xattn.corpus import load_corpus
+from xattn.europarl import prepare
+from xattn.reproduce import ROOT, load_profile, plan, run
+
+PAPER = ROOT / "notebooks" / "profiles" / "paper.yaml"
+
+
+@pytest.fixture
+def rehearsal(made, vocabulary, tiny_folder, tmp_path):
+    """A folder as a user of the profile has it, and the profile with few masks: (root, path of the profile)."""
+    root, profile = tmp_path / "kit", yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    root.mkdir()
+    for name in ("notebooks", "xattn"):
+        (root / name).symlink_to(ROOT / name)
+    for source, target in (("en", "it"), ("it", "en")):
+        spoken = load_corpus(ROOT / "data", language=source, split="test")[:3]
+        audio = [utterance.audio() for utterance in spoken]
+        ends = np.cumsum([len(samples) for samples in audio]) / 16_000
+        texts = ((utterance.transcript, utterance.translation) for utterance in spoken)
+        segments = [(start, end, *both) for start, end, both in zip([0, *ends], ends, texts, strict=False)]
+        speech = {f"{source}.20080924.31.3-243": (np.concatenate(audio), 44_100, segments)}
+        write_europarl(root / "europarl", source, target, "test", speech)
+    prepare(root / "europarl", root / profile["data"], partial=True)
+    for seed, (name, source) in enumerate(profile["models"].items()):
+        if name == "base":
+            (root / source).parent.mkdir(parents=True)
+            (root / source).symlink_to(tiny_folder)
+        else:
+            write_published(root / source, tiny(made, seed=seed), vocabulary)
+    few = {"utterances": 2, "input_masks": 40, "encoder_masks": 40, "precision": "float32", "device": "cpu"}
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")
+    return root, path
+
+
+def test_the_paper_s_profile_runs_through_to_the_findings(rehearsal):
+    root, path = rehearsal
+    run(path, root=root, at_once=2)
+    figures, profile = root / "figures" / "paper", load_profile(path)
+    pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
+    assert len(pairs) == 9
+    for model, setting in pairs:
+        maps = list(store.load_all(figures / "maps", model, setting))
+        assert [item.sizes["input_mask"] for item in maps] == [40, 40]
+        assert all(item.utterance.startswith(f"{setting[:2]}.20080924.31.3-243_") for item in maps)
+    findings = pd.read_csv(figures / "findings.csv")
+    assert findings.verdict.isin(["holds", "does not hold", "undecided", "not available"]).all()
+    assert {f"{model}/{setting}" for model, setting in pairs} <= set(findings["where"])
+    assert set(json.loads((figures / "provenance.json").read_text())["models"]) == set(profile["models"])
+    assert not any(job.stale for job in plan(profile, root))
