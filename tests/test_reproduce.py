@@ -296,6 +296,15 @@ def test_a_model_of_the_hub_is_planned_by_its_id_and_fetched_by_nobody(root, mon
         load_profile(path)
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("en", ["a.png"]), ("en-it", ["a.png", "b.png"])])
+def test_a_translation_is_told_by_the_setting_and_not_by_the_model_s_name(root, setting, expected):
+    (root / "models/fama-small").mkdir()
+    changed = {"models": {"fama-small": "models/fama-small"}, "settings": {"fama-small": [setting]}}
+    step = Step("20_table", (), ("a.png",), translations=("b.png",))
+    (job,) = plan(load_profile(write_profile(root, {**PROFILE, **changed})), root, (step,))
+    assert [file.name for file in job.outputs] == expected
+
+
 RELEASED = {"profile": "tiny", "data": "data", "released": "files", "settings": {"base": ["en"], "small": ["en-it"]}}
 
 

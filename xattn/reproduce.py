@@ -224,6 +224,7 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
     output = root / folder
     common = {**profile, "output": folder, "maps": f"{folder}/maps"}
     common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
+    translates = any("-" in setting for settings in profile["settings"].values() for setting in settings)
     code = [digest_files(root / "xattn", "**/*.py"), versions()]
     contents = {profile["data"]: digest_files(root / profile["data"], "*")}
     sources = [
@@ -245,7 +246,7 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
             hashes.setdefault(step.notebook, []).append(inputs)
             name = f"{step.notebook}-{model}-{settings[0].split('-')[0]}" if step.per_source else step.notebook
             copy = output / "notebooks" / f"{name}.ipynb"
-            names = (*step.outputs, *(step.translations if any("-" in pair for pair in common["pairs"]) else ()))
+            names = (*step.outputs, *(step.translations if translates else ()))
             files = [file.format(model=model, setting=setting) for file in names for setting in settings]
             outputs = [output / file for file in dict.fromkeys(files)]
             missing = [file.name for file in outputs if not file.exists()]
