@@ -4,37 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, SAMPLE_RATE, checked
 from xattn.models import hash_of
-from xattn.models.seq2seq import Seq2SeqModel
-
-
-def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """Weights in a folder's safetensors files as a network in float32 and evaluation mode.
-
-    FileNotFoundError: there are none. ValueError: they are damaged or incomplete.
-    """
-    if not any(folder.glob("model*.safetensors")):
-        raise FileNotFoundError(
-            f"The model folder {folder} has no model.safetensors: fetch a revision that has it, as weights in pickle "
-            "files are not read."
-        )
-    logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
-    try:
-        network, report = kind.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
-    except SafetensorError as error:
-        raise ValueError(f"A safetensors file of {folder} is damaged ({error}): fetch or train it again.") from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise ValueError(f"The safetensors files of {folder} lack {', '.join(absent)}: fetch or train them again.")
-    return network.eval()
+from xattn.models.seq2seq import Seq2SeqModel, load_network
 
 
 class PretrainedModel(Seq2SeqModel):
