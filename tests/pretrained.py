@@ -195,6 +195,12 @@ class PretrainedChecks:
         panel = heatmaps(maps, utterances[1].words).axes[3].images[0]
         assert panel.get_array().shape == (maps.sizes["token"] - 1, maps.sizes["step"])
 
+    def test_bfloat16_gives_the_scores_of_float32(self, pretrained, maps, utterances):
+        rounded = explain(pretrained, utterances[1], self.SETTINGS[0][-2:], **SMALL | {"precision": "bfloat16"})
+        for name in ("input_scores", "encoder_scores"):
+            assert not np.array_equal(rounded[name], maps[name])
+            assert np.corrcoef(rounded[name].values.ravel(), maps[name].values.ravel())[0, 1] > 0.95
+
     def test_maps_are_the_same_each_time(self, pretrained, folder, maps, utterances):
         again = explain(load_model(folder), utterances[1], self.SETTINGS[0][-2:], **SMALL)
         assert without_seconds(again).identical(without_seconds(maps))
@@ -226,6 +232,8 @@ class PretrainedChecks:
                 lambda path: (path.parent / "preprocessor_config.json").unlink(),
                 "cannot be read .*fetch the model whole",
             ),
+            (lambda path: vocabulary(path.parent).unlink(), "fetch the model whole"),
+            (lambda path: vocabulary(path.parent).write_bytes(b"{"), "cannot be read .*fetch the model whole"),
         ],
     )
     def test_a_folder_that_is_not_whole(self, folder, tmp_path, broken, sentence):
@@ -240,6 +248,11 @@ class PretrainedChecks:
         for audio in (np.zeros(16000, dtype=np.float32), np.full(16000, np.nan), np.ones((16000, 2)), np.ones(10)):
             with pytest.raises(ValueError, match="The audio given"):
                 pretrained.features(audio)
+
+
+def vocabulary(folder):
+    """The file that the tokenizer's subwords are in."""
+    return next(folder / name for name in ("sentencepiece.bpe.model", "tokenizer.json") if (folder / name).exists())
 
 
 def drop(path, ending):

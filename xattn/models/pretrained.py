@@ -35,7 +35,7 @@ class PretrainedModel(Seq2SeqModel):
         try:
             extractor = cls.EXTRACTOR.from_pretrained(folder, local_files_only=True)
             tokenizer = cls.load_tokenizer(folder)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever flipped bits make of them
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"The feature extractor or the tokenizer of {folder} cannot be read ({reason}): fetch the model whole."
@@ -50,9 +50,19 @@ class PretrainedModel(Seq2SeqModel):
         """The tokenizer beside the weights."""
         return cls.TOKENIZER.from_pretrained(folder, local_files_only=True)
 
-    def extract(self, audio: np.ndarray, **options) -> dict[str, np.ndarray]:
-        """What the model's own feature extractor makes of 16 kHz mono audio (samples,): arrays with a batch axis."""
-        return self.extractor(checked(audio), sampling_rate=SAMPLE_RATE, return_tensors="np", **options)
+    def extract(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model's own feature extractor makes of 16 kHz mono audio (samples,): arrays with a batch axis.
+
+        ValueError: as `xattn.audio.log_mel`, or it makes nothing of it.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inputs = self.extractor(checked(audio), sampling_rate=SAMPLE_RATE, return_tensors="np")
+        if not np.isfinite(inputs["input_features"]).all():
+            raise ValueError(
+                f"The features that {self.name} takes of the recording are not finite: it is too short for them, or "
+                "does not change in some band; use another one."
+            )
+        return inputs
 
     @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:
