@@ -140,6 +140,15 @@ class PretrainedChecks:
             with pytest.raises(ValueError, match="depend on how much its input is padded: give it one utterance"):
                 pretrained.generate(padded, setting, mask)
 
+    def test_padding_changes_states_where_it_is_said_to(self, pretrained, audio):
+        features = pretrained.features(audio)
+        padded = functional.pad(features, (0, 0, 0, 48))[None]
+        mask = (torch.arange(padded.shape[1]) < len(features)).long()[None]
+        alone, encoder = pretrained.encode(features[None]), pretrained.network.get_encoder()
+        with torch.inference_mode():
+            together = encoder(**pretrained.network_inputs(padded, mask)).last_hidden_state[:, : alone.shape[1]]
+        assert ((together - alone).abs().max() < 1e-4) == pretrained.padding_safe
+
     def test_axes_of_the_maps(self, pretrained, maps, utterances):
         features = pretrained.features(utterances[1].audio())
         frames, steps = len(features), pretrained.steps(len(features))
