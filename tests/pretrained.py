@@ -140,6 +140,15 @@ class PretrainedChecks:
             with pytest.raises(ValueError, match="depend on how much its input is padded: give it one utterance"):
                 pretrained.generate(padded, setting, mask)
 
+    def test_padding_changes_states_where_it_is_said_to(self, pretrained, audio):
+        features = pretrained.features(audio)
+        padded = functional.pad(features, (0, 0, 0, 48))[None]
+        mask = (torch.arange(padded.shape[1]) < len(features)).long()[None]
+        alone, encoder = pretrained.encode(features[None]), pretrained.network.get_encoder()
+        with torch.inference_mode():
+            together = encoder(**pretrained.network_inputs(padded, mask)).last_hidden_state[:, : alone.shape[1]]
+        assert ((together - alone).abs().max() < 1e-4) == pretrained.padding_safe
+
     def test_axes_of_the_maps(self, pretrained, maps, utterances):
         features = pretrained.features(utterances[1].audio())
         frames, steps = len(features), pretrained.steps(len(features))
@@ -195,6 +204,12 @@ class PretrainedChecks:
         panel = heatmaps(maps, utterances[1].words).axes[3].images[0]
         assert panel.get_array().shape == (maps.sizes["token"] - 1, maps.sizes["step"])
 
+    def test_bfloat16_gives_the_scores_of_float32(self, pretrained, maps, utterances):
+        rounded = explain(pretrained, utterances[1], self.SETTINGS[0][-2:], **SMALL | {"precision": "bfloat16"})
+        for name in ("input_scores", "encoder_scores"):
+            assert not np.array_equal(rounded[name], maps[name])
+            assert np.corrcoef(rounded[name].values.ravel(), maps[name].values.ravel())[0, 1] > 0.95
+
     def test_maps_are_the_same_each_time(self, pretrained, folder, maps, utterances):
         again = explain(load_model(folder), utterances[1], self.SETTINGS[0][-2:], **SMALL)
         assert without_seconds(again).identical(without_seconds(maps))
@@ -226,6 +241,8 @@ class PretrainedChecks:
                 lambda path: (path.parent / "preprocessor_config.json").unlink(),
                 "cannot be read .*fetch the model whole",
             ),
+            (lambda path: vocabulary(path.parent).unlink(), "fetch the model whole"),
+            (lambda path: vocabulary(path.parent).write_bytes(b"{"), "cannot be read .*fetch the model whole"),
         ],
     )
     def test_a_folder_that_is_not_whole(self, folder, tmp_path, broken, sentence):
@@ -240,6 +257,11 @@ class PretrainedChecks:
         for audio in (np.zeros(16000, dtype=np.float32), np.full(16000, np.nan), np.ones((16000, 2)), np.ones(10)):
             with pytest.raises(ValueError, match="The audio given"):
                 pretrained.features(audio)
+
+
+def vocabulary(folder):
+    """The file that the tokenizer's subwords are in."""
+    return next(folder / name for name in ("sentencepiece.bpe.model", "tokenizer.json") if (folder / name).exists())
 
 
 def drop(path, ending):

@@ -1,6 +1,7 @@
 """The runner on throw-away notebooks, through papermill and real kernels (two seconds each, so few of them)."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from xattn.reproduce import RELEASED_STEPS, STEPS, NotebookFailed, Step, load_profile, plan, run, steps_of
+from xattn.reproduce import (
+    RELEASED_STEPS,
+    STEPS,
+    NotebookFailed,
+    Step,
+    load_profile,
+    plan,
+    require_inputs,
+    run,
+    steps_of,
+)
 
 PROFILE = {
     "profile": "tiny",
@@ -253,7 +264,7 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_ru
         ({"input_masks": "2,000"}, "input_masks must be of type int, not '2,000'"),
         ({"encoder_p": 1.0}, "encoder_p is a masking probability between 0 and 1, not 1.0"),
         ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
-        ({"models": {"base": "model/base"}}, "the folder 'model/base' of models: base does not exist; put it there"),
+        ({"models": {"base": "a/b/base"}}, "the folder 'a/b/base' of models: base does not exist; put it there"),
         ({"precision": "half"}, "There is no precision 'half': choose one of auto, float32, bfloat16"),
         ({"models": {"base": "models/small"}}, "models: base must be called as its folder, 'models/small'"),
         ({"settings": {"bass": ["en"]}}, "models and settings must name the same models"),
@@ -268,6 +279,30 @@ def test_a_wrong_profile_ends_in_one_sentence(root, change, sentence):
         run(write_profile(root, profile), root=root, steps=STEPS_HERE)
     text = str(error.value)
     assert sentence in text and "tiny" in text and "\n" not in text and text.endswith(".")
+
+
+def test_a_model_of_the_hub_is_planned_by_its_id_and_fetched_by_nobody(root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    jobs = {}
+    for revision in ("", "@0a1b", "@refs/pr/2"):
+        path = write_profile(root, {**PROFILE, "models": {"base": f"owner/base{revision}"}})
+        require_inputs(load_profile(path), root)
+        jobs[revision], _ = plan(load_profile(path), root, STEPS_HERE)
+        assert jobs[revision].parameters["model"] == f"owner/base{revision}"
+        assert [file.name for file in jobs[revision].outputs] == ["base.txt"]
+    assert len({job.inputs for job in jobs.values()}) == 3
+    path = write_profile(root, {**PROFILE, "models": {"base": "owner/other@base"}})
+    with pytest.raises(ValueError, match="models: base must be called as its folder, 'owner/other@base'"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("en", ["a.png"]), ("en-it", ["a.png", "b.png"])])
+def test_a_translation_is_told_by_the_setting_and_not_by_the_model_s_name(root, setting, expected):
+    (root / "models/fama-small").mkdir()
+    changed = {"models": {"fama-small": "models/fama-small"}, "settings": {"fama-small": [setting]}}
+    step = Step("20_table", (), ("a.png",), translations=("b.png",))
+    (job,) = plan(load_profile(write_profile(root, {**PROFILE, **changed})), root, (step,))
+    assert [file.name for file in job.outputs] == expected
 
 
 RELEASED = {"profile": "tiny", "data": "data", "released": "files", "settings": {"base": ["en"], "small": ["en-it"]}}
@@ -321,7 +356,10 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence():
 def test_the_shipped_profiles_are_valid(path):
     profile = load_profile(path)
     pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
-    assert pairs[0] == ("base", "en")  # tab1, tab3 and tab6 are of the first pair
+    first = "whisper-tiny" if path.stem == "whisper" else "base"
+    assert pairs[0] == (first, "en")  # tab1, tab3 and tab6 are of the first pair
+    if path.stem == "whisper":
+        assert all(re.fullmatch(r"openai/[\w-]+@[0-9a-f]{40}", model) for model in profile["models"].values())
     if path.stem in ("mini", "full", "paper", "released"):
         assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", "small", "large"}
     if path.stem in ("full", "paper"):

@@ -7,14 +7,16 @@ import pytest
 import sentencepiece
 import torch
 from conftest import SENTENCES
-from pretrained import PretrainedChecks, listening, log_p
+from pretrained import SMALL, PretrainedChecks, listening, log_p
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, SeamlessM4TFeatureExtractor, SeamlessM4TTokenizer, SeamlessM4Tv2Config
 from transformers import SeamlessM4Tv2ForSpeechToText as Network
 
 from xattn.audio import SAMPLE_RATE
-from xattn.compare import reduce_to_steps
+from xattn.compare import correlate, reduce_to_steps
+from xattn.explain import explain
 from xattn.faithfulness import spread
+from xattn.interop import read_released, write_released
 from xattn.models import load_model
 from xattn.models.seamless import SeamlessModel
 
@@ -150,3 +152,20 @@ def test_a_step_covers_the_window_of_the_adapter(pretrained, frames):
     cells = np.repeat(np.arange(frames // 2.0), 2)[None, :, None]
     last = reduce_to_steps(cells, steps, pretrained.subsampling, lead=pretrained.lead)[0]
     assert np.array_equal(last, [int(reached[:, step].nonzero().max()) for step in range(steps)])
+
+
+def test_its_maps_keep_their_steps_in_files_of_other_tools(pretrained, utterances, tmp_path):
+    maps = explain(pretrained, utterances[0], **SMALL)
+    write_released([maps], tmp_path / "seamless-tiny" / "en")
+    (read,) = read_released(tmp_path / "seamless-tiny" / "en")
+    for name in ("step", "time", "token", "cross_attention", "input_saliency", "encoder_saliency"):
+        assert np.array_equal(read[name], maps[name]), name
+    assert correlate(read, "input").identical(correlate(maps, "input"))
+
+
+def test_a_checkpoint_that_does_not_tell_its_languages(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match="No generation_config.json of .*copy tells its languages: fetch the model"):
+        load_model(copy)

@@ -146,3 +146,10 @@ def test_its_language_has_to_be_given_for_a_recording_of_one_s_own(recogniser, u
     with pytest.raises(ValueError, match="s2t-one does not say which language it writes: give it as target"):
         explain(recogniser, utterances[0].audio_path, **SMALL)
     assert explain(recogniser, utterances[0].audio_path, "de", "en", **SMALL).setting == "en-de"
+
+
+def test_a_recording_of_one_frame_cannot_be_normalised(pretrained):
+    with pytest.raises(
+        ValueError, match="The features that s2t-tiny takes of the recording are not finite: it is too short"
+    ):
+        pretrained.features(np.random.default_rng(0).standard_normal(400).astype(np.float32))

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from xattn.explain import explain
+from xattn.interop import write_released
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
 from xattn.quality import transcribe
@@ -208,3 +209,8 @@ def test_many_utterances_are_searched_in_parts(pretrained, audio):
     assert len(features) > SEARCHED_AT_ONCE
     alone = [pretrained.text(pretrained.generate(one[None], "en")[0]) for one in features]
     assert transcribe(pretrained, features, "en") == alone and len(set(alone)) > 1
+
+
+def test_files_of_other_tools_do_not_hold_its_maps(pretrained, utterances, tmp_path):
+    with pytest.raises(ValueError, match="whisper-tiny also attends to padding, which such files do not hold"):
+        write_released([explain(pretrained, utterances[0], **SMALL)], tmp_path / "whisper-tiny" / "en")

@@ -70,18 +70,24 @@ def reduce_to_steps(saliency: np.ndarray, steps: int, window: int, how: str = "2
     if how not in REDUCTIONS:
         raise ValueError(f"There is no reduction {how!r}: choose one of {', '.join(REDUCTIONS)}.")
     tokens, frames, mels = saliency.shape
-    missing = steps * window - lead - frames
-    if not (lead - window < missing <= lead if lead else 0 <= missing < window):
+    if not windows_fit(frames, steps, window, lead):
         raise ValueError(
             f"{steps} steps of {window} frames do not fit {frames} frames: give the model's own subsampling."
         )
-    padded = np.pad(saliency, ((0, 0), (lead, max(0, missing)), (0, 0)), mode="edge")[:, : steps * window]
+    missing = max(0, steps * window - lead - frames)
+    padded = np.pad(saliency, ((0, 0), (lead, missing), (0, 0)), mode="edge")[:, : steps * window]
     windows = padded.reshape(tokens, steps, window, mels)
     if how == "2d_max":
         return windows.max(axis=(2, 3))
     if how == "2d_avg":
         return windows.mean(axis=(2, 3))
     return windows.max(axis=3).mean(axis=2)
+
+
+def windows_fit(frames: int, steps: int, window: int, lead: int = 0) -> bool:
+    """Whether an input of `frames` frames has this many encoder steps; see `reduce_to_steps`."""
+    missing = steps * window - lead - frames
+    return lead - window < missing <= lead if lead else 0 <= missing < window
 
 
 def sources_of(maps: xr.Dataset) -> list[str]:

@@ -33,7 +33,7 @@ import pandas as pd
 import xarray as xr
 
 from xattn import store
-from xattn.compare import SOURCES, SPECIAL_TOKENS, sources_of, spoken_tokens
+from xattn.compare import SOURCES, SPECIAL_TOKENS, lead_of, sources_of, spoken_tokens, windows_fit
 from xattn.explain import coordinates, frame_times
 
 SALIENCY = {source: f"{source}_saliency.h5" for source in SOURCES}
@@ -85,6 +85,8 @@ def write_released(maps: Iterable[xr.Dataset], folder: str | Path) -> None:
         files = {source: stack.enter_context(_new(Path(folder, name))) for source, name in SALIENCY.items()}
         attention = stack.enter_context(_new(Path(folder, ATTENTION)))
         for number, item in enumerate(maps):
+            if "padding_attention" in item:
+                raise ValueError(f"{item.model} also attends to padding, which such files do not hold: keep its maps.")
             for source, file in files.items():
                 name = _write(file, number, item, source)
             attention[name] = item.cross_attention.values
@@ -332,7 +334,7 @@ def _joined(maps: xr.Dataset, others: list[xr.Dataset], file: h5py.File, name: s
     if not error <= SUM_TOLERANCE:
         raise ValueError(f"{where}: its rows sum to 1 only within {error:.2g}: give attention weights, after softmax.")
     frames, steps = maps.sizes["time"], attention.shape[-1]
-    if not 0 <= steps * maps.subsampling - frames < maps.subsampling:
+    if not windows_fit(frames, steps, maps.subsampling, lead_of(maps)):
         raise ValueError(
             f"{where}: {steps} steps of {maps.subsampling} frames do not fit the {frames} frames of "
             f"{SALIENCY['input']}: give the model's own subsampling, or the attention to this utterance."
@@ -347,7 +349,7 @@ def _joined(maps: xr.Dataset, others: list[xr.Dataset], file: h5py.File, name: s
     attention = attention.astype(np.promote_types(attention.dtype, np.float32))  # means in half precision are coarse
     times = maps.time.values if "time" in maps.coords else frame_times(frames)
     maps = maps.assign(cross_attention=(("layer", "head", "token", "step"), attention))
-    maps = maps.assign_coords(coordinates(tokens, attention, times, maps.subsampling))
+    maps = maps.assign_coords(coordinates(tokens, attention, times, maps.subsampling, lead_of(maps)))
     return maps.drop_vars("previous_saliency", errors="ignore")
 
 

@@ -23,6 +23,11 @@ def digest_files(folder: Path, pattern: str) -> str:
     return digest([(p.relative_to(folder).as_posix(), digest_file(p)) for p in files])
 
 
+def digest_model(root: Path, model: str) -> str:
+    """`digest_files` of a model's folder; a model of the hub has none before it is fetched: its id and revision."""
+    return digest_files(root / model, "**/*") if (root / model).is_dir() else model
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -64,7 +69,7 @@ def provenance(profile: dict, jobs: list, root: Path) -> dict:
         "platform": platform.platform(),
         "packages": versions(),
         "data": digest_files(root / profile["data"], "*"),
-        "models": {name: digest_files(root / path, "**/*") for name, path in profile["models"].items()},
+        "models": {name: digest_model(root, path) for name, path in profile["models"].items()},
         "notebooks": {job.source.name: digest(cells(job.source)) for job in jobs},
         "tables": {file.name: digest_file(file) for file in tables},
         "steps": {job.name: {"parameters": job.parameters, "seconds": recorded(job.copy)["seconds"]} for job in jobs},

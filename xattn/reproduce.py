@@ -21,8 +21,8 @@ import yaml
 from xattn.corpus import load_corpus
 from xattn.explain import Occlusion
 from xattn.interop import SALIENCY
-from xattn.models import load_model
-from xattn.provenance import ROOT, cells, digest, digest_files, provenance, recorded, versions
+from xattn.models import HUB_ID, load_model
+from xattn.provenance import ROOT, cells, digest, digest_files, digest_model, provenance, recorded, versions
 from xattn.runs import cost
 
 # Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.
@@ -168,7 +168,8 @@ def load_profile(path: Path) -> dict:
         if not re.fullmatch(r"[\w.-]+", str(model)):
             raise ValueError(f"{path}: the model name {model!r} must be letters, digits, dots, dashes, underscores.")
         folder = profile["models"][model]
-        if not isinstance(folder, str) or Path(folder).name != model:
+        hub = HUB_ID.fullmatch(str(folder))
+        if not isinstance(folder, str) or (hub["own"] if hub else Path(folder).name) != model:
             raise ValueError(f"{path}: models: {model} must be called as its folder, {folder!r}.")
         valid = isinstance(settings, list) and all(re.fullmatch(r"[a-z]+(-[a-z]+)?", str(s)) for s in settings)
         if not valid or not settings or len(set(settings)) < len(settings):
@@ -190,9 +191,13 @@ def _check_occlusion(profile: dict, path: Path) -> None:
 
 
 def require_inputs(profile: dict, root: Path) -> None:
-    """FileNotFoundError, one sentence, where a model or the corpus of a profile is not there."""
+    """FileNotFoundError, one sentence, where a model's folder or the corpus of a profile is not there.
+
+    A model named by its id on the hub is fetched when it is loaded.
+    """
     for model, folder in profile["models"].items():
-        if not (root / folder).is_dir():
+        on_hub = "released" not in profile and HUB_ID.fullmatch(folder)
+        if not (on_hub or (root / folder).is_dir()):
             raise FileNotFoundError(
                 f"Profile {profile['profile']}: the folder {folder!r} of models: {model} does not exist; put it there."
             )
@@ -219,6 +224,7 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
     output = root / folder
     common = {**profile, "output": folder, "maps": f"{folder}/maps"}
     common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
+    translates = any("-" in setting for settings in profile["settings"].values() for setting in settings)
     code = [digest_files(root / "xattn", "**/*.py"), versions()]
     contents = {profile["data"]: digest_files(root / profile["data"], "*")}
     sources = [
@@ -234,13 +240,13 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
             values = {"model": model if step.needs else folder, "settings": settings, "setting": settings[0]}
             parameters = {key: {**common, **values}[key] for key in step.parameters}
             if folder not in contents:
-                contents[folder] = digest_files(root / folder, "**/*")
+                contents[folder] = digest_model(root, folder)
             used = [contents[parameters[key]] for key in ("data", "model") if parameters.get(key) in contents]
             inputs = digest([cells(path), parameters, code, used, [hashes[need] for need in step.needs]])
             hashes.setdefault(step.notebook, []).append(inputs)
             name = f"{step.notebook}-{model}-{settings[0].split('-')[0]}" if step.per_source else step.notebook
             copy = output / "notebooks" / f"{name}.ipynb"
-            names = (*step.outputs, *(step.translations if any("-" in pair for pair in common["pairs"]) else ()))
+            names = (*step.outputs, *(step.translations if translates else ()))
             files = [file.format(model=model, setting=setting) for file in names for setting in settings]
             outputs = [output / file for file in dict.fromkeys(files)]
             missing = [file.name for file in outputs if not file.exists()]
@@ -398,7 +404,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         run(arguments.profile, dry_run=arguments.dry_run, at_once=max(1, arguments.at_once))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NotebookFailed as error:

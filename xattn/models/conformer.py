@@ -14,17 +14,15 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedModel, Speech2TextConfig
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
-from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, cmvn, log_mel, mel_centres
 from xattn.models import folder_hash
-from xattn.models.seq2seq import Seq2SeqModel
+from xattn.models.seq2seq import Seq2SeqModel, load_network
 
 SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
 
@@ -366,24 +364,12 @@ class ConformerModel(Seq2SeqModel):
                     f"The model folder {folder} has no {name}: give the folder of a trained model, "
                     "such as data/models/base, or train one with `make train`."
                 )
-        logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
-        try:
-            network, report = ConformerForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-        except SafetensorError as error:
-            raise ValueError(
-                f"{folder / 'model.safetensors'} is damaged ({error}): fetch or train it again."
-            ) from error
-        absent = sorted(report["missing_keys"])
-        if absent:
-            raise ValueError(f"{folder / 'model.safetensors'} lacks {', '.join(absent)}: fetch or train it again.")
-        network = network.to(device).eval()
+        network = load_network(ConformerForConditionalGeneration, folder)
         if (folder / "vocab.json").is_file():
             tokenizer = Vocabulary(folder / "spm.model", folder / "vocab.json")
         else:
             tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
-        return cls(network, tokenizer, str(folder), folder_hash(folder))
+        return cls(network.to(device), tokenizer, str(folder), folder_hash(folder))
 
     def features(self, audio: np.ndarray) -> Tensor:
         """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""

@@ -4,37 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from xattn.audio import FRAME_SECONDS, SAMPLE_RATE, checked
 from xattn.models import hash_of
-from xattn.models.seq2seq import Seq2SeqModel
-
-
-def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """Weights in a folder's safetensors files as a network in float32 and evaluation mode.
-
-    FileNotFoundError: there are none. ValueError: they are damaged or incomplete.
-    """
-    if not any(folder.glob("model*.safetensors")):
-        raise FileNotFoundError(
-            f"The model folder {folder} has no model.safetensors: fetch a revision that has it, as weights in pickle "
-            "files are not read."
-        )
-    logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
-    try:
-        network, report = kind.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
-        )
-    except SafetensorError as error:
-        raise ValueError(f"A safetensors file of {folder} is damaged ({error}): fetch or train it again.") from error
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise ValueError(f"The safetensors files of {folder} lack {', '.join(absent)}: fetch or train them again.")
-    return network.eval()
+from xattn.models.seq2seq import Seq2SeqModel, load_network
 
 
 class PretrainedModel(Seq2SeqModel):
@@ -60,7 +35,7 @@ class PretrainedModel(Seq2SeqModel):
         try:
             extractor = cls.EXTRACTOR.from_pretrained(folder, local_files_only=True)
             tokenizer = cls.load_tokenizer(folder)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever flipped bits make of them
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"The feature extractor or the tokenizer of {folder} cannot be read ({reason}): fetch the model whole."
@@ -75,9 +50,19 @@ class PretrainedModel(Seq2SeqModel):
         """The tokenizer beside the weights."""
         return cls.TOKENIZER.from_pretrained(folder, local_files_only=True)
 
-    def extract(self, audio: np.ndarray, **options) -> dict[str, np.ndarray]:
-        """What the model's own feature extractor makes of 16 kHz mono audio (samples,): arrays with a batch axis."""
-        return self.extractor(checked(audio), sampling_rate=SAMPLE_RATE, return_tensors="np", **options)
+    def extract(self, audio: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model's own feature extractor makes of 16 kHz mono audio (samples,): arrays with a batch axis.
+
+        ValueError: as `xattn.audio.log_mel`, or it makes nothing of it.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inputs = self.extractor(checked(audio), sampling_rate=SAMPLE_RATE, return_tensors="np")
+        if not np.isfinite(inputs["input_features"]).all():
+            raise ValueError(
+                f"The features that {self.name} takes of the recording are not finite: it is too short for them, or "
+                "does not change in some band; use another one."
+            )
+        return inputs
 
     @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:

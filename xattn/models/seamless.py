@@ -41,8 +41,11 @@ class SeamlessModel(PretrainedModel):
     def __init__(self, *parts):
         super().__init__(*parts)
         generation, stride, window = self.network.generation_config, self.extractor.stride, self.config.adaptor_stride
-        tags = generation.text_decoder_lang_to_code_id
+        tags = getattr(generation, "text_decoder_lang_to_code_id", None)
+        if not tags:
+            raise ValueError(f"No generation_config.json of {self.source} tells its languages: fetch the model whole.")
         self.tags = {CODES.get(code, code): tag for code, tag in tags.items()}
+        self.names = {tag: f"__{code}__" for code, tag in tags.items()} | {0: "<pad>"}  # a piece's id is one up
         self.languages = tuple(sorted(self.tags, key=lambda language: language != "en"))  # English first
         self.subsampling, self.lead = stride * window, stride * (window // 2)
         self.band_centres = mel_centres(SAMPLE_RATE, self.extractor.num_mel_bins)
@@ -85,9 +88,7 @@ class SeamlessModel(PretrainedModel):
 
     def tokens(self, ids: Tensor) -> list[str]:
         """Subword strings of token ids (I,)."""
-        tags = {tag: f"__{code}__" for code, tag in self.network.generation_config.text_decoder_lang_to_code_id.items()}
-        names = tags | {0: "<pad>"}  # ids of SentencePiece's pieces are one up
-        return [names.get(token) or self.tokenizer.id_to_piece(token - 1) for token in ids.tolist()]
+        return [self.names.get(token) or self.tokenizer.id_to_piece(token - 1) for token in ids.tolist()]
 
     def text(self, ids: Tensor) -> str:
         """The text that token ids (I,) spell, special tokens left out."""

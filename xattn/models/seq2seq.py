@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+from transformers.utils import logging
 
 
 class SharedMemoryCache(EncoderDecoderCache):
@@ -22,6 +24,29 @@ class SharedMemoryCache(EncoderDecoderCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
+    """Weights in a folder's safetensors files as a network in float32 and evaluation mode.
+
+    FileNotFoundError: there are none. ValueError: they are damaged or incomplete.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise FileNotFoundError(
+            f"The model folder {folder} has no model.safetensors: fetch a revision that has it, as weights in pickle "
+            "files are not read."
+        )
+    logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
+    try:
+        network, report = kind.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"A safetensors file of {folder} is damaged ({error}): fetch or train it again.") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(f"The safetensors files of {folder} lack {', '.join(absent)}: fetch or train them again.")
+    return network.eval()
 
 
 class Seq2SeqModel:

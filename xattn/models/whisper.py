@@ -20,7 +20,7 @@ from xattn.models.pretrained import PretrainedModel
 # Of the input, (log10 of the energy + 4) / 4: what is softer than the loudest cell by more than 80 dB is raised to that
 # level, and digital silence is 1e-10.
 RANGE, SILENCE = 8 / 4, (-10 + 4) / 4
-SEARCHED_AT_ONCE = 4  # utterances: keys and values of 1,500 steps for five beams each take 0.4 GB of whisper-small
+SEARCHED_AT_ONCE = 4  # utterances: keys and values of 1,500 steps for five beams each take 0.6 GB of whisper-small
 
 
 class WhisperNetwork(WhisperForConditionalGeneration):
@@ -39,10 +39,13 @@ class WhisperModel(PretrainedModel):
     def __init__(self, *parts):
         super().__init__(*parts)
         generation, vocabulary = self.network.generation_config, self.tokenizer.get_vocab()
+        last = vocabulary.get("<|notimestamps|>", len(vocabulary))  # but for timestamps, which some tokenizers lack
+        if last >= len(vocabulary) or vocabulary.get("<|startoftranscript|>") != self.config.decoder_start_token_id:
+            raise ValueError(f"The tokenizer of {self.source} is not the model's, or not whole: fetch the model whole.")
         self.multilingual = getattr(generation, "is_multilingual", True)
         known = tuple(language for language in LANGUAGES if f"<|{language}|>" in vocabulary)  # English first
         self.languages = known if self.multilingual else known[:1]
-        timestamps = range(vocabulary["<|notimestamps|>"] + 1, self.config.vocab_size)
+        timestamps = range(last + 1, self.config.vocab_size)
         generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *timestamps})
 
     @property
