@@ -29,5 +29,11 @@ def test_a_table_is_markdown_under_its_caption(tmp_path):
 
 
 def test_the_paper_s_numbers_we_hold():
-    values = paper_values("data", "tab6").set_index("metric").value
+    values = paper_values("tab6").set_index("metric").value
     assert values.to_dict() == {"CA": 41.2, "SM^X 2d_max": 52.9, "SM^X": 91.3}
+
+
+def test_the_paper_s_small_and_large_are_the_fama_models():
+    values = paper_values("tab4").set_index(["model", "setting"]).value
+    assert values["fama-small", "en"] == values["small", "en"] == 0.633
+    assert values["fama-medium", "en"] == values["large", "en"] == 0.639

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from xattn.provenance import ROOT
+
 
 def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
     """The column `value` with `low` and `high` as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
@@ -14,9 +16,14 @@ def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
     return number + interval.where(table.low.notna(), "")
 
 
-def paper_values(data: str | Path, table: str) -> pd.DataFrame:
-    """The numbers of one of the paper's tables that we hold: metric, model, setting, value, note (data/paper.csv)."""
-    return pd.read_csv(Path(data, "paper.csv")).query("table == @table").drop(columns="table")
+def paper_values(table: str) -> pd.DataFrame:
+    """The numbers of one of the paper's tables that we hold: metric, model, setting, value, note (data/paper.csv).
+
+    What is of the paper's small and large is so of the FAMA models under their own names too.
+    """
+    held = pd.read_csv(ROOT / "data" / "paper.csv").query("table == @table").drop(columns="table")
+    own = held.assign(model=held.model.map({"small": "fama-small", "large": "fama-medium"}))
+    return pd.concat([held, own.dropna(subset="model")])
 
 
 def save(table: pd.DataFrame, path: str | Path, caption: str) -> None:
