@@ -361,7 +361,8 @@ def test_the_shipped_profiles_are_valid(path):
     if path.stem == "whisper":
         assert all(re.fullmatch(r"openai/[\w-]+@[0-9a-f]{40}", model) for model in profile["models"].values())
     if path.stem in ("mini", "full", "paper", "released"):
-        assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", "small", "large"}
+        others = {"fama-small", "fama-medium"} if path.stem == "paper" else {"small", "large"}
+        assert len(pairs) == 9 and {model for model, _ in pairs} == {"base", *others}
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000
         assert (profile["input_p"], profile["encoder_p"]) == (0.5, 0.7)
