@@ -260,3 +260,14 @@ def counted(model, monkeypatch, method):
 
 def without_seconds(maps):
     return maps.assign_attrs(seconds=None)
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder):
+    """The model of the module's own fixture `folder`, a checkpoint in transformers' format."""
+    return load_model(folder)
+
+
+@pytest.fixture
+def audio(utterances):
+    return utterances[1].audio()

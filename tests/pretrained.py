@@ -49,13 +49,16 @@ def log_p(network, inputs, ids):
 
 
 class PretrainedChecks:
-    """Of a module that has the fixtures `folder`, `pretrained` (from `load_model`) and `audio` (of utterances[1]).
+    """Of a module that has the fixture `folder`, of a checkpoint in transformers' format.
 
-    Subclasses give `own(model, audio)`, arguments of the network made by the feature extractor (input_features (1, ...)
-    and, where the model has one, attention_mask); `framed(model, inputs)`, a view of input_features as frames (T, F);
+    Subclasses give `framed(model, inputs)`, a view of input_features as frames (T, F);
     `search(model, inputs, setting)`, transformers' documented beam search, tokens with or without prompt; SETTINGS, of
     which the first is explained; and `seconds(frames, steps)`, the times of frames and steps.
     """
+
+    def own(self, model, audio):
+        """Arguments of the network made by the feature extractor: input_features (1, ...), attention_mask."""
+        return dict(model.extractor(audio, sampling_rate=16_000, return_tensors="pt"))
 
     @pytest.fixture
     def maps(self, pretrained, utterances):

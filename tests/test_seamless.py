@@ -58,21 +58,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def pretrained(folder):
-    return load_model(folder)
-
-
-@pytest.fixture
-def audio(utterances):
-    return utterances[1].audio()
-
-
 class TestSeamless(PretrainedChecks):
     SETTINGS = ("en", "en-it")
-
-    def own(self, model, audio):
-        return dict(model.extractor(audio, sampling_rate=16_000, return_tensors="pt"))
 
     def framed(self, model, inputs):
         return inputs["input_features"][0].view(-1, 80)

@@ -70,21 +70,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def pretrained(folder):
-    return load_model(folder)
-
-
-@pytest.fixture
-def audio(utterances):
-    return utterances[1].audio()
-
-
 class TestSpeechToText(PretrainedChecks):
     SETTINGS = ("en-it", "en-de")
-
-    def own(self, model, audio):
-        return dict(model.extractor(audio, sampling_rate=16_000, return_tensors="pt"))
 
     def framed(self, model, inputs):
         return inputs["input_features"][0]

@@ -69,16 +69,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def pretrained(folder):
-    return load_model(folder)
-
-
-@pytest.fixture
-def audio(utterances):
-    return utterances[1].audio()
-
-
 class TestWhisper(PretrainedChecks):
     SETTINGS = ("en", "it", "it-en")
 
