@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import soundfile
 
 from xattn.audio import SAMPLE_RATE, load_audio
+from xattn.store import write_whole
 
 REQUIRED_COLUMNS = ("id", "audio", "language", "transcript")
 WORD_COLUMNS = ("id", "word", "start", "end")
@@ -227,18 +227,6 @@ def write_manifest(folder: Path, rows: list[dict[str, str | float]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / "manifest.csv", table.getvalue().encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it. OSError: it could not be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error.strerror}): make room and call this again.") from error
 
 
 def _utterance(

@@ -26,9 +26,10 @@ from xattn.corpus import (
     load_corpus,
     write_audio,
     write_manifest,
-    write_whole,
     written_audio,
 )
+from xattn.provenance import digest_file
+from xattn.store import write_whole
 
 SOURCE = "EuroParl-ST 1.1"
 LICENCE = "CC BY-NC 4.0"
@@ -110,7 +111,7 @@ def prepare(
     speeches: dict[Path, list[Segment]] = {}
     for segment in segments:
         speeches.setdefault(segment.speech, []).append(segment)
-    digests = {speech: _digest(speech) for speech in speeches}
+    digests = {speech: digest_file(speech) for speech in speeches}
     origins = {s: f"{SOURCE} {digests[s.speech]} {s.start} {s.end}" for s in segments}
     written = {s: written_audio(folder / s.audio, origins[s]) for s in segments}
     waiting = {speech: own for speech, own in speeches.items() if not all(written[s] for s in own)}
@@ -131,7 +132,7 @@ def prepare(
         for source, target in PAIRS
         for kind in ("lst", source, target)
     ]
-    digests |= {file: _digest(file) for file in lists if file.is_file()}
+    digests |= {file: digest_file(file) for file in lists if file.is_file()}
     sums = "".join(f"{digest}  {file.relative_to(root).as_posix()}\n" for file, digest in sorted(digests.items()))
     card = _card(rows, hashlib.sha256(sums.encode()).hexdigest(), defects)
     write_manifest(folder, rows)
@@ -223,11 +224,6 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not encoded in UTF-8: unpack the archive again.") from error
     return [line.strip() for line in lines + [last] * bool(last)]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _check_room(folder: Path, seconds: float) -> None:

@@ -63,7 +63,7 @@ def load(path: Path) -> xr.Dataset:
 def save_index(keys: dict[str, str], folder: str | Path, model: str, setting: str) -> None:
     """Record which utterances a run of a model and setting covers, and under which keys, so that those of an earlier
     run stay out of it."""
-    _write(json.dumps(keys), Path(folder) / model / setting / INDEX)
+    write_whole(Path(folder) / model / setting / INDEX, json.dumps(keys).encode())
 
 
 def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
@@ -120,7 +120,7 @@ class Checkpoint:
 
 def save_texts(texts: list[str], path: Path, key: str) -> None:
     """Write decoded texts, whole or not at all."""
-    _write(json.dumps({KEY: key, "texts": texts}, ensure_ascii=False), path)
+    write_whole(path, json.dumps({KEY: key, "texts": texts}, ensure_ascii=False).encode())
 
 
 def load_texts(path: Path, key: str) -> list[str] | None:
@@ -138,11 +138,16 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def _write(text: str, path: Path) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it. OSError: it could not be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({error.strerror}): make room and call this again.") from error
 
 
 def _read(path: Path, whole: bool) -> xr.Dataset:
