@@ -9,6 +9,7 @@ from scipy import stats
 
 from xattn.attention import MEAN
 from xattn.compare import SOURCES, mean_interval
+from xattn.tables import PUBLISHED
 
 Range = tuple[float, float]
 POSITIVE: Range = (0.0, np.inf)
@@ -16,6 +17,7 @@ HALF: Range = (0.45, 0.64)  # from the paper's usual range, 0.45 to 0.55, to its
 MIXING: Range = (0.03, 0.18)
 ENCODER_SHARE: Range = (0.52, 0.75)
 LITTLE: Range = (-0.05, 0.05)  # the paper's own three models differ by 0.006 to 0.051
+LARGER = {"small": "large", PUBLISHED["small"]: PUBLISHED["large"]}  # of two scales of one architecture
 NOTHING = (np.nan, np.nan, np.nan)  # the value and interval of what is not available
 BEST_REDUCTION = "2D max is the best reduction"  # from tab1
 DELETION = {"SM^X 2d_max": "SM^X reduced beats CA", "SM^X": "full resolution beats reduced"}  # from tab6, by its maps
@@ -91,13 +93,14 @@ def _between(samples: dict[str, xr.DataArray]) -> Iterator[tuple]:
     overall = {pair: rho.sel(source="input", layer=MEAN, head=MEAN) for pair, rho in samples.items()}
     for pair, values in overall.items():
         model, setting = pair.split("/")
-        english, large = overall.get(f"{model}/en"), overall.get(f"large/{setting}")
+        larger = LARGER.get(model)
+        english, large = overall.get(f"{model}/en"), overall.get(f"{larger}/{setting}")
         if english is not None and setting != "en":
             where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
             interval = _difference(english, values, same_audio=setting.startswith("en-"))
             yield _row("English recognition above other settings", where, statistic, interval, values.size, POSITIVE)
-        if model == "small" and large is not None:
-            where, statistic = f"small and large, {setting}", "rho(CA, SM^X) of large minus small"
+        if large is not None:
+            where, statistic = f"{model} and {larger}, {setting}", f"rho(CA, SM^X) of {larger} minus {model}"
             interval = _difference(large, values, same_audio=True)
             yield _row("scale matters little", where, statistic, interval, values.size, LITTLE)
 

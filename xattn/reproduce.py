@@ -22,8 +22,19 @@ from xattn.corpus import load_corpus
 from xattn.explain import Occlusion
 from xattn.interop import SALIENCY
 from xattn.models import HUB_ID, load_model
-from xattn.provenance import ROOT, cells, digest, digest_files, digest_model, provenance, recorded, versions
+from xattn.provenance import (
+    ROOT,
+    cells,
+    digest,
+    digest_file,
+    digest_files,
+    digest_model,
+    provenance,
+    recorded,
+    versions,
+)
 from xattn.runs import cost
+from xattn.tables import PAPER
 
 # Two notebooks of half the threads each lose less time than one with all; with workers the maps have the machine.
 AT_ONCE = 1 if os.environ.get("WORKERS") else min(2, os.cpu_count() or 1)
@@ -51,7 +62,7 @@ class Step:
 
 
 LOAD = ("profile", "data", "model", "split", "device")
-READ = ("profile", "output", "maps", "data")
+READ = ("profile", "output", "maps")
 OCCLUSION = (
     *("input_masks", "encoder_masks", "input_p", "encoder_p", "seed"),
     *("precision", "estimator", "reliability", "pyramid"),
@@ -63,14 +74,14 @@ STEPS = (
     Step(
         "10_maps", (*LOAD, *OCCLUSION, "utterances", "maps", "settings"), ("maps/{model}/{setting}",), per_source=True
     ),
-    Step("22_quality", (*READ, "models", "pairs", "split", "device"), table("tab2"), needs=MAPS),
+    Step("22_quality", (*READ, "data", "models", "pairs", "split", "device"), table("tab2"), needs=MAPS),
     Step("21_reduction", (*READ, "models", "pairs", "device"), table("tab1"), needs=MAPS),
     # Both decode again with the reduced map deleted; the second finds the first one's texts.
     Step("26_deletion", (*READ, "models", "pairs", "device"), table("tab6"), needs=MAPS, after=("21_reduction",)),
     Step("28_estimators", ("profile", "output", "maps", "pairs"), ("estimators.csv", "estimators.png"), needs=MAPS),
     Step(
         "29_superpixels",
-        (*READ, "models", "pairs", "split", "device", "utterances", *OCCLUSION[:-2]),
+        (*READ, "data", "models", "pairs", "split", "device", "utterances", *OCCLUSION[:-2]),
         ("superpixels.csv",),
         needs=MAPS,
     ),
@@ -79,7 +90,7 @@ STEPS = (
     Step("25_context_mixing", (*READ, "pairs"), table("tab5"), needs=MAPS),
     Step(
         "30_heatmaps",
-        (*READ, "pairs"),
+        (*READ, "data", "pairs"),
         ("fig2.png", "fig2.svg"),
         needs=MAPS,
         translations=("fig2_translation.png", "fig2_translation.svg"),
@@ -218,14 +229,19 @@ def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
     return tuple(step for step in RELEASED_STEPS if whole or step.notebook != "25_context_mixing")
 
 
-def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figures: str = "figures") -> list[Job]:
-    """The executions a profile asks for, in order, each with what it depends on and whether it is current."""
+def plan(
+    profile: dict, root: Path = ROOT, steps: tuple[Step, ...] | None = None, figures: str = "figures"
+) -> list[Job]:
+    """The executions a profile asks for, in order, each with what it depends on and whether it is current.
+
+    steps: the profile's own by default.
+    """
     folder = f"{figures}/{profile['profile']}"
     output = root / folder
     common = {**profile, "output": folder, "maps": f"{folder}/maps"}
     common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
     translates = any("-" in setting for settings in profile["settings"].values() for setting in settings)
-    code = [digest_files(root / "xattn", "**/*.py"), versions()]
+    code = [digest_files(root / "xattn", "**/*.py"), versions(), digest_file(PAPER)]
     contents = {profile["data"]: digest_files(root / profile["data"], "*")}
     sources = [
         (model, [setting for setting in settings if setting.split("-")[0] == source])
@@ -233,7 +249,7 @@ def plan(profile: dict, root: Path = ROOT, steps: tuple[Step, ...] = STEPS, figu
         for source in dict.fromkeys(setting.split("-")[0] for setting in settings)
     ]
     jobs, hashes = [], {}
-    for step in steps:
+    for step in steps or steps_of(profile, root):
         path = root / "notebooks" / f"{step.notebook}.ipynb"
         for model, settings in sources if step.per_source else sources[:1]:
             folder = profile["models"][model]
@@ -370,7 +386,7 @@ def run(
     start = time.perf_counter()
     profile = load_profile(path)
     require_inputs(profile, root)
-    jobs = plan(profile, root, steps or steps_of(profile, root), figures)
+    jobs = plan(profile, root, steps, figures)
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
     if dry_run:

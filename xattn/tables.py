@@ -6,6 +6,9 @@ import pandas as pd
 
 from xattn.provenance import ROOT
 
+PAPER = ROOT / "data" / "paper.csv"
+PUBLISHED = {"small": "fama-small", "large": "fama-medium"}  # the paper's models under their own names
+
 
 def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
     """The column `value` with `low` and `high` as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
@@ -19,10 +22,10 @@ def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
 def paper_values(table: str) -> pd.DataFrame:
     """The numbers of one of the paper's tables that we hold: metric, model, setting, value, note (data/paper.csv).
 
-    What is of the paper's small and large is so of the FAMA models under their own names too.
+    Those of its small and large stand under the names that these were published by, too.
     """
-    held = pd.read_csv(ROOT / "data" / "paper.csv").query("table == @table").drop(columns="table")
-    own = held.assign(model=held.model.map({"small": "fama-small", "large": "fama-medium"}))
+    held = pd.read_csv(PAPER).query("table == @table").drop(columns="table")
+    own = held.assign(model=held.model.map(PUBLISHED))
     return pd.concat([held, own.dropna(subset="model")])
 
 
