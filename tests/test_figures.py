@@ -10,9 +10,13 @@ from scipy.stats import zscore
 
 from xattn.attention import MEAN
 from xattn.corpus import Word
-from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, intervals, layer_lines, save
+from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, intervals, layer_lines, save, superpixels
 
 WORDS = (Word("the", 0.0, 0.05), Word("dog", 0.05, 0.12), Word("sleeps", 0.12, 0.2))
+
+SPECTROGRAM = np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32)
+BLOCKS = np.arange(12)[:, None] // 4 * 2 + np.arange(8) // 4  # 3 by 2 superpixels of 4 by 4 cells
+HALVES = np.stack([np.tile(np.arange(8) // 4, (12, 1)), np.zeros((12, 8), dtype=int)])  # two of 12 by 4 cells, and one
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +48,7 @@ FIGURES = {
     "heatmaps": lambda made: heatmaps(made.maps(), WORDS),
     "heads_and_layers": lambda made: heads_and_layers(correlations(), "tiny, en"),
     "coverage": lambda made: coverage(),
+    "superpixels": lambda made: superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES}),
     "intervals": lambda made: intervals(long_table(), ["model", "setting"], "quantity", "made"),
     "layer_lines": lambda made: layer_lines(
         long_table().query("quantity == 'rho'").rename(columns={"value": "rho"}), "made"
@@ -169,6 +174,7 @@ def test_intervals_are_drawn_where_they_belong():
     for axes, value in zip(used, (0.4, 50.0, 50.0), strict=True):
         assert axes.lines[0].get_xdata().tolist() == [value] * len(axes.get_yticklabels())
         np.testing.assert_allclose(axes.collections[0].get_segments()[0][:, 0], [value - 0.05, value + 0.05])
+        assert {text.get_text() for text in axes.texts} == {"0.400" if value < 1 else "50.0"}
 
 
 def test_layers_of_models_of_unequal_depth():
@@ -177,3 +183,21 @@ def test_layers_of_models_of_unequal_depth():
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["1", "2", "3", "mean"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["en", "en-it"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1, 0.1], [2, 0.2]])
+
+
+def test_lines_are_drawn_where_superpixels_meet():
+    figure = superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES})
+    assert [axes.get_title() for axes in figure.axes] == [
+        "one, 6 superpixels here",
+        "one, 6 superpixels here",
+        "two, 2 superpixels here",
+        "two, 1 superpixels here",
+    ]
+    upright, flat = (lines.get_segments() for lines in figure.axes[0].collections)
+    assert sorted({segment[0, 0] for segment in upright}) == [3.5, 7.5] and len(upright) == 2 * 8
+    assert {segment[0, 1] for segment in flat} == {3.5} and len(flat) == 12
+    upright, flat = (lines.get_segments() for lines in figure.axes[2].collections)
+    assert len(upright) == 0 and sorted(segment[0, 0] for segment in flat) == [time - 0.5 for time in range(12)]
+    assert all(len(lines.get_segments()) == 0 for lines in figure.axes[3].collections)
+    (image,) = figure.axes[3].images
+    assert np.array_equal(image.get_array(), SPECTROGRAM.T) and image.origin == "lower"

@@ -226,10 +226,12 @@ def intervals(
             part = table[table[panels] == quantity]
             labels = list(dict.fromkeys(table.label if shared else part.label))
             heights = [labels.index(label) for label in part.label]
+            digits = 3 if part.value.abs().max() < 1 else 1
             axis.hlines(heights, part.low, part.high, color="#1f5a8c", linewidth=2, alpha=0.5)
             axis.plot(part.value, heights, "o", color="#1f5a8c", markersize=4)
             for height, value in zip(heights, part.value, strict=True):
-                axis.annotate(f"{value:.3g}", (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
+                text = f"{value:.{digits}f}"
+                axis.annotate(text, (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
             axis.set(title=(names or {}).get(quantity, quantity), ylim=(len(labels) - 0.4, -0.8))
             axis.set_yticks(range(len(labels)), labels)
             axis.margins(x=0.15)
@@ -327,6 +329,36 @@ def deletion(points: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
         axis.set(xlabel="cells deleted (%)", ylabel=summary.metric.iloc[0], title=title, ylim=(0, None))
         axis.grid(linewidth=0.3)
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="area under the curve (95 %)")
+    return figure
+
+
+def superpixels(features: np.ndarray, pyramids: dict[str, np.ndarray]) -> Figure:
+    """Where superpixels meet on a stretch of spectrogram, a row a pyramid and a column a granularity.
+
+    features: (time, mel); pyramids: by name, of the same cells, the labels of `xattn.segments.slic_pyramid`.
+    """
+    columns, (frames, bands) = len(next(iter(pyramids.values()))), features.shape
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(pyramids),
+            columns,
+            figsize=(1 + 2.6 * columns, 0.8 + 2.6 * len(pyramids) * bands / frames),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for row, (name, levels) in zip(axes, pyramids.items(), strict=True):
+            for axis, labels in zip(row, levels, strict=True):
+                axis.imshow(features.T, origin="lower", cmap="Greys", interpolation="none", vmin=-1.5, vmax=3)
+                time, mel = np.nonzero(labels[1:] != labels[:-1])
+                axis.vlines(time + 0.5, mel - 0.5, mel + 0.5, color="#b5502d", linewidth=0.8)
+                time, mel = np.nonzero(labels[:, 1:] != labels[:, :-1])
+                axis.hlines(mel + 0.5, time - 0.5, time + 0.5, color="#b5502d", linewidth=0.8)
+                axis.set_title(f"{name}, {len(np.unique(labels))} superpixels here")
+            row[0].set_ylabel("Mel band")
+        for axis in axes[-1]:
+            axis.set_xlabel("frame")
     return figure
 
 

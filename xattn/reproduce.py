@@ -82,7 +82,7 @@ STEPS = (
     Step(
         "29_superpixels",
         (*READ, "data", "models", "pairs", "split", "device", "utterances", *OCCLUSION[:-2]),
-        ("superpixels.csv",),
+        ("superpixels.csv", "superpixels.png"),
         needs=MAPS,
     ),
     Step("23_heads_and_layers", (*READ, "pairs"), table("tab3"), needs=MAPS),

@@ -16,6 +16,7 @@ from xattn.estimators import expand
 
 KEY, CONTENTS = "key", "contents"
 INDEX = "utterances.json"
+AGAIN = "run 10_maps or 11_released again"
 
 
 def key_of(parameters: dict) -> str:
@@ -50,7 +51,7 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error.strerror}): make room and run 10_maps again.") from error
+        raise OSError(f"{path} could not be written ({error.strerror}): make room and {AGAIN}.") from error
     finally:
         shutil.rmtree(group, ignore_errors=True)
 
@@ -76,7 +77,7 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
     index = Path(folder) / model / setting / INDEX
     if not index.is_file():
         raise FileNotFoundError(
-            f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps first."
+            f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps or 11_released first."
         )
     keys = json.loads(index.read_text(encoding="utf-8"))
     return (_load_keyed(path_of(folder, model, setting, utterance), key) for utterance, key in keys.items())
@@ -84,10 +85,10 @@ def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Datase
 
 def _load_keyed(path: Path, key: str) -> xr.Dataset:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone: run 10_maps again.")
+        raise FileNotFoundError(f"{path} is gone: {AGAIN}.")
     maps = load(path)
     if maps.attrs.get(KEY) != key:
-        raise ValueError(f"{path} was made under other parameters than the last finished run: run 10_maps again.")
+        raise ValueError(f"{path} was made under other parameters than the last finished run: {AGAIN}.")
     return maps
 
 
@@ -165,4 +166,4 @@ def _read(path: Path, whole: bool) -> xr.Dataset:
         finally:
             zipped.close()
     except Exception as error:  # whatever flipped bits make of an archive
-        raise ValueError(f"{path} holds no readable maps ({error}): delete it and run 10_maps again.") from error
+        raise ValueError(f"{path} holds no readable maps ({error}): delete it and {AGAIN}.") from error
