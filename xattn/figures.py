@@ -70,6 +70,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         panels["SM^H"] = saliency_on_steps(maps, "encoder")
     tokens = maps.token.values
     heights = [1.1, 0.19 * len(tokens)] if "features" in maps else [0.19 * len(tokens)]
+    above = 8 + 4.5 * max((len(word.word) for word in words if "features" in maps), default=0)  # points
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(heights),
@@ -84,7 +85,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
             if "features" in maps:
                 _spectrogram(axes[0, column], maps, words)
                 axes[0, column].set_ylabel("" if column else "Mel band")
-            axes[0, column].set_title(TITLES[name], pad=40 if words and "features" in maps else 6)
+            axes[0, column].set_title(TITLES[name], pad=above)
             image = _map(axes[-1, column], mean_std(panel)[0], maps, words)
             axes[-1, column].set_yticks(range(len(tokens)), tokens)
             axes[-1, column].set_ylabel("" if column else "token of the hypothesis")
@@ -92,7 +93,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         for axis in axes[:, 1:].flat:
             axis.set_yticks([])
         bar = figure.colorbar(image, ax=axes[-1], extend="both", pad=0.01, aspect=30)
-        bar.set_label("standard deviations above the row's mean")
+        bar.set_label("standard deviations\nabove the row's mean")
     return figure
 
 

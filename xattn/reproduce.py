@@ -70,7 +70,6 @@ OCCLUSION = (
 MAPS = ("10_maps",)
 
 STEPS = (
-    Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
     Step(
         "10_maps", (*LOAD, *OCCLUSION, "utterances", "maps", "settings"), ("maps/{model}/{setting}",), per_source=True
     ),
@@ -85,6 +84,7 @@ STEPS = (
         ("superpixels.csv", "superpixels.png"),
         needs=MAPS,
     ),
+    Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
     Step("23_heads_and_layers", (*READ, "pairs"), table("tab3"), needs=MAPS),
     Step("24_models_and_tasks", (*READ, "pairs"), table("tab4"), needs=MAPS),
     Step("25_context_mixing", (*READ, "pairs"), table("tab5"), needs=MAPS),
