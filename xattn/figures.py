@@ -34,6 +34,7 @@ STYLE = {
     "svg.fonttype": "none",
 }
 SATURATION = 4.0  # standard deviations at which the colour scale of maps ends
+SPECTROGRAM = {"origin": "lower", "interpolation": "none", "cmap": "Greys", "vmin": -1.5, "vmax": 3}
 TITLES = {"CA": "Cross-attention, CA", "SM^X": "Input saliency, SM$^X$", "SM^H": "Encoder saliency, SM$^H$"}
 
 
@@ -132,12 +133,8 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
     axes.imshow(
         features.T,
         aspect="auto",
-        interpolation="none",
-        origin="lower",
-        cmap="Greys",
-        vmin=-1.5,
-        vmax=3,
         extent=(start, start + hop * len(features), 0, features.shape[1]),
+        **SPECTROGRAM,
     )
     for edge in _edges(words):
         axes.axvline(edge, color="#1f5a8c", linewidth=0.6)
@@ -231,11 +228,12 @@ def intervals(
             axis.hlines(heights, part.low, part.high, color="#1f5a8c", linewidth=2, alpha=0.5)
             axis.plot(part.value, heights, "o", color="#1f5a8c", markersize=4)
             for height, value in zip(heights, part.value, strict=True):
-                text = f"{value:.{digits}f}"
+                text = f"{value:z.{digits}f}"
                 axis.annotate(text, (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
             axis.set(title=(names or {}).get(quantity, quantity), ylim=(len(labels) - 0.4, -0.8))
             axis.set_yticks(range(len(labels)), labels)
             axis.margins(x=0.15)
+            axis.locator_params(axis="x", nbins=6)
             axis.grid(axis="x", linewidth=0.3)
         for axis in axes.flat[len(quantities) :]:
             axis.axis("off")
@@ -351,7 +349,7 @@ def superpixels(features: np.ndarray, pyramids: dict[str, np.ndarray]) -> Figure
         )
         for row, (name, levels) in zip(axes, pyramids.items(), strict=True):
             for axis, labels in zip(row, levels, strict=True):
-                axis.imshow(features.T, origin="lower", cmap="Greys", interpolation="none", vmin=-1.5, vmax=3)
+                axis.imshow(features.T, **SPECTROGRAM)
                 time, mel = np.nonzero(labels[1:] != labels[:-1])
                 axis.vlines(time + 0.5, mel - 0.5, mel + 0.5, color="#b5502d", linewidth=0.8)
                 time, mel = np.nonzero(labels[:, 1:] != labels[:, :-1])

@@ -84,6 +84,7 @@ STEPS = (
         ("superpixels.csv", "superpixels.png"),
         needs=MAPS,
     ),
+    # Not first: the maps are, as nearly all else waits for them, and this one fills a gap.
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
     Step("23_heads_and_layers", (*READ, "pairs"), table("tab3"), needs=MAPS),
     Step("24_models_and_tasks", (*READ, "pairs"), table("tab4"), needs=MAPS),
