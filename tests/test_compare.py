@@ -209,7 +209,7 @@ def test_table_of_correlations(made):
     maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(4)]
     table = correlation_table(correlations(iter(maps), "2d_avg"))
     columns = ["model", "setting", "estimator", "source", "layer", "head", "rho", "low", "high"]
-    assert table.columns.tolist() == [*columns, "corrected", "ceiling", "n"]
+    assert table.columns.tolist() == [*columns, "corrected", "corrected_low", "corrected_high", "ceiling", "n"]
     assert len(table) == 3 * 3 * 4 and (table.n == 4).all()
     assert set(table.model) == {"tiny"} and set(table.setting) == {"en"}
     for layer in (1, 2, MEAN):
@@ -224,7 +224,9 @@ def test_table_of_correlations(made):
                 roots = {"input": 0.8, "encoder": 0.9}  # of the reliabilities
                 corrected = {place: rho[place] / root for place, root in roots.items()}
                 corrected["difference"] = corrected["encoder"] - corrected["input"]
-                assert chosen.corrected.item() == pytest.approx(np.mean(corrected[source]))
+                value, low, high = mean_interval(corrected[source])
+                assert (chosen.corrected.item(), chosen.corrected_low.item()) == pytest.approx((value, low))
+                assert chosen.corrected_high.item() == pytest.approx(high)
                 assert chosen.ceiling.item() == pytest.approx(roots.get(source, np.nan), nan_ok=True)
                 assert min(each) <= chosen.low.item() <= np.mean(each) <= chosen.high.item() <= max(each)
     single = correlation_table(correlations(maps[:1]))
@@ -243,7 +245,8 @@ def test_maps_without_encoder_saliency_are_correlated_with_the_input_alone(made)
 def test_unknown_reliability_leaves_nothing_to_correct_for(made):
     maps = [made.maps(seed).assign_attrs(input_reliability=np.nan, encoder_reliability=np.nan) for seed in range(3)]
     table = correlation_table(correlations(maps))
-    assert table.rho.notna().all() and table[["corrected", "ceiling"]].isna().all(axis=None)
+    assert table.rho.notna().all() and table[["corrected", "corrected_low", "ceiling"]].isna().all(axis=None)
+    assert np.isnan(mean_interval([])).all()
 
 
 def test_few_perturbations_against_the_mean_of_all_others(model, utterances):

@@ -95,15 +95,17 @@ def test_a_difference_of_areas_is_that_of_the_same_utterances():
 
 def test_sentence_maps_are_those_asked_for(made):
     maps = made.maps()
-    kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "random"]
+    kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "random", "random steps"]
     found = sentence_maps(maps, kinds)
     assert list(found) == kinds
     shape = (maps.sizes["time"], maps.sizes["mel"])
     assert {sentence.shape for sentence in found.values()} == {shape}
     assert np.array_equal(found["energy"], maps.features.values)
-    for kind in ("CA", "SM^H", "SM^X 2d_max"):
+    for kind in ("CA", "SM^H", "SM^X 2d_max", "random steps"):
         assert (np.ptp(found[kind], axis=1) == 0).all()  # the same for all bands
-    assert np.array_equal(found["random"], sentence_maps(maps, ["random"])["random"])
+    for kind in ("random", "random steps"):
+        assert np.array_equal(found[kind], sentence_maps(maps, [kind])[kind])
+    assert len(np.unique(found["random steps"])) == maps.sizes["step"]
     with pytest.raises(ValueError, match="no map 'loud'"):
         sentence_maps(maps, ["loud"])
 

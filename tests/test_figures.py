@@ -157,7 +157,7 @@ def test_numbers_of_a_table_are_where_they_belong():
             x, y = (int(place) for place in text.get_position())
             label = tuple(int(name) if name != MEAN else name for name in (rows[y], columns[x]))
             value = rho[(source, *label)]
-            assert text.get_text() == f"{value:.2f}\n{value - 0.1:.2f} to {value + 0.1:.2f}"
+            assert text.get_text() == f"{value:z.2f}\n{value - 0.1:z.2f} to {value + 0.1:z.2f}"
     assert "X" in figure.axes[0].get_title() and "H" in figure.axes[1].get_title()
     colours = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     assert colours[0] == colours[1] == (min(0, table.rho.min()), table.rho.max())
@@ -166,9 +166,10 @@ def test_numbers_of_a_table_are_where_they_belong():
 def test_intervals_are_drawn_where_they_belong():
     table = long_table().query("layer == 'mean'")
     figure = intervals(table, ["model", "setting"], "quantity", "made", {"rho": "correlation"})
-    assert figure.get_suptitle() == "made (points: 16 utterances; bars: 95 % intervals)"
+    assert figure.get_suptitle() == "made (n utterances; bars: 95 % intervals)"
     used = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in used] == ["correlation", "WER", "BLEU"]
+    assert {axes.get_xlabel() for axes in used} == {"n = 16"}
     labels = [[label.get_text() for label in axes.get_yticklabels()] for axes in used]
     assert labels == [["base en", "small en", "small en-it"], ["base en", "small en"], ["small en-it"]]
     for axes, value in zip(used, (0.4, 50.0, 50.0), strict=True):
@@ -188,10 +189,10 @@ def test_layers_of_models_of_unequal_depth():
 def test_lines_are_drawn_where_superpixels_meet():
     figure = superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES})
     assert [axes.get_title() for axes in figure.axes] == [
-        "one, 6 superpixels here",
-        "one, 6 superpixels here",
-        "two, 2 superpixels here",
-        "two, 1 superpixels here",
+        "one, granularity 1: 6 in view",
+        "one, granularity 2: 6 in view",
+        "two, granularity 1: 2 in view",
+        "two, granularity 2: 1 in view",
     ]
     upright, flat = (lines.get_segments() for lines in figure.axes[0].collections)
     assert sorted({segment[0, 0] for segment in upright}) == [3.5, 7.5] and len(upright) == 2 * 8

@@ -57,7 +57,12 @@ def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
     )
     tab6 = pd.DataFrame(
         {"map": a, "minus": b, "metric": metric, "area": v, "low": v - 5, "high": v + 5, **common}
-        for a, b, v in (("CA", None, 40.0), ("SM^X 2d_max", "CA", 20.0), ("SM^X", "SM^X 2d_max", 2.0))
+        for a, b, v in (
+            ("CA", None, 40.0),
+            ("SM^X 2d_max", "CA", 20.0),
+            ("SM^X", "SM^X 2d_max", 2.0),
+            ("SM^X", "energy", -9.0),
+        )
         for metric in ("corpus-capped WER", "utterance-capped WER")
     )
     return {"tab1": tab1, "tab6": tab6}
@@ -66,8 +71,13 @@ def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
 def test_findings_of_planted_results():
     found = judge({"base/en": sample(0.0), "base/it": sample(-0.1, seed=1, audio="it")}, tables())
     said = found.set_index(["finding", "where"]).verdict
-    assert said["averages beat single heads", "base/en"] == "holds"
-    assert said["later layers are best", "base/en"] == "holds"
+    for finding in ("averages beat single heads", "averaging over heads helps", "the last layers are best"):
+        assert said[finding, "base/en"] == "holds"
+    values = found[found["where"] == "base/en"].set_index("finding").value
+    assert values["averages beat single heads"] == pytest.approx(0.35)
+    assert values["averaging over heads helps"] == pytest.approx(0.275)
+    assert values["averaging over layers helps"] == pytest.approx(0.075)
+    assert values["the last layers are best"] == pytest.approx(0.05)
     assert said["about half of the input's relevance", "base/en"] == "holds"
     corrected = found.set_index(["finding", "where"]).loc["about half of the input's relevance, corrected for noise"]
     assert corrected.value["base/en"] == pytest.approx(0.55 / 0.9, abs=0.01) and corrected.verdict["base/en"] == "holds"
@@ -77,6 +87,12 @@ def test_findings_of_planted_results():
     assert said["2D max is the best reduction", "base/en"] == "holds"
     assert said["SM^X reduced beats CA", "base/en"] == "holds"
     assert said["full resolution beats reduced", "base/en"] == "undecided"
+    corrected = found.set_index(["finding", "where"]).value
+    noiseless = corrected["encoder saliency correlates more, corrected for noise", "base/en"]
+    assert noiseless == pytest.approx(0.65 - 0.55 / 0.9, abs=0.01)
+    noiseless = corrected["English recognition above other settings, corrected for noise", "base, en and it"]
+    assert noiseless == pytest.approx(0.1 / 0.9, abs=0.01)
+    assert set(found[found.finding == "full resolution beats reduced"].value) == {2.0}  # no other row of tab6
     assert found.set_index("finding").loc["context mixing is 0.03 to 0.18", "value"].iloc[0] == pytest.approx(0.1)
     assert judge({"base/en": sample(0.0)}, tables("2d_avg")).set_index("finding").verdict[
         "2D max is the best reduction"
@@ -87,6 +103,13 @@ def test_scale_is_compared_within_a_setting():
     found = judge({"small/en": sample(0.0), "large/en": sample(0.2)}, tables()).set_index("finding")
     assert found.verdict["scale matters little"] == "does not hold"
     assert found.value["scale matters little"] == pytest.approx(0.2)
+    three = judge({"base/en": sample(0.01), "small/en": sample(0.0), "large/en": sample(0.05)}, tables())
+    scale = three[three.finding == "scale matters little"].set_index("where").value
+    assert scale.to_dict() == pytest.approx(
+        {"base and small, en": -0.01, "base and large, en": 0.04} | {"small and large, en": 0.05}
+    )
+    released = judge({"fama-small/it": sample(0.0), "fama-medium/it": sample(0.02)}, tables())
+    assert "fama-small and fama-medium, it" in set(released["where"])
 
 
 def test_correlations_of_utterances(made):
@@ -126,6 +149,7 @@ def test_what_is_missing_makes_findings_not_available():
         "52 to 75 % of the encoder's saliency",
         "52 to 75 % of the encoder's saliency, corrected for noise",
         "encoder saliency correlates more",
+        "encoder saliency correlates more, corrected for noise",
         "context mixing is 0.03 to 0.18",
         "2D max is the best reduction",
         "SM^X reduced beats CA",
@@ -133,5 +157,5 @@ def test_what_is_missing_makes_findings_not_available():
     }
     assert missing[["value", "low", "high"]].isna().all(axis=None)
     rest = found.drop(missing.index)
-    assert len(rest) == 3
+    assert len(rest) == 5
     pd.testing.assert_frame_equal(rest, whole.loc[rest.index])

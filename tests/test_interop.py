@@ -573,7 +573,7 @@ def test_the_notebooks_run_from_released_files(root, explained, whole):
         "not available",
     )
     mixing = findings.verdict[["context mixing is 0.03 to 0.18", "encoder saliency correlates more"]]
-    assert (mixing == "not available").all() != whole and findings.value["later layers are best"].notna().all()
+    assert (mixing == "not available").all() != whole and findings.value["the last layers are best"].notna().all()
 
 
 def test_released_files_that_change_make_their_steps_stale(root):

@@ -181,24 +181,37 @@ def correlations(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.Da
     return rho.assign_attrs(model=item.model, setting=item.setting, estimator=item.estimator)
 
 
+def noise_ceiling(rho: xr.DataArray) -> xr.DataArray:
+    """The root of each map's reliability (source, utterance), which no correlation with it exceeds in the classical
+    theory of tests; undefined (NaN) where its halves disagree, and for the difference. rho: of `correlations`."""
+    return np.sqrt(rho.reliability.where(rho.reliability > 0))
+
+
+def corrected_for_noise(rho: xr.DataArray) -> xr.DataArray:
+    """`correlations` over `noise_ceiling`, utterance by utterance: what rho would be without noise, approximately.
+
+    The maximum in "2d_max" is not linear, and a regression that makes neighbours alike both lowers the noise and moves
+    rho, so that the correction undoes a part of the loss of the one and overshoots for the other.
+    """
+    corrected = rho / noise_ceiling(rho)
+    if "difference" in rho.source:
+        corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
+    return corrected
+
+
 def correlation_table(rho: xr.DataArray) -> pd.DataFrame:
     """Means over utterances of `correlations`, with their 95 % intervals.
 
-    A map of few perturbations is noisy, and noise lowers a correlation. In the classical theory of tests nothing
-    correlates with it above `ceiling`, the root of its reliability, and `corrected`, rho over that root, is what it
-    would give without noise; the maximum in "2d_max" is not linear, so both are approximate.
-
-    Returns a long table with the columns model, setting, estimator, source, layer, head, rho, low, high, corrected,
-    ceiling and n (utterances).
+    Returns a long table with the columns model, setting, estimator, source, layer, head, rho, low, high, corrected
+    (`corrected_for_noise`, over the utterances that have it), corrected_low, corrected_high, ceiling (`noise_ceiling`)
+    and n (utterances).
     """
-    root = np.sqrt(rho.reliability.where(rho.reliability > 0))  # undefined where halves disagree
-    corrected = rho / root
-    if "difference" in rho.source:
-        corrected.loc[{"source": "difference"}] = corrected.sel(source="encoder") - corrected.sel(source="input")
     grouped = rho.to_series().groupby(["source", "layer", "head"], sort=False)
     summary = grouped.apply(lambda values: pd.Series(mean_interval(values), ["rho", "low", "high"])).unstack()
-    summary["corrected"] = corrected.mean("utterance").to_series()
-    summary["ceiling"] = root.mean("utterance").to_series().reindex(summary.index, level="source")
+    corrected = corrected_for_noise(rho).to_series().groupby(["source", "layer", "head"], sort=False)
+    names = ["corrected", "corrected_low", "corrected_high"]
+    summary[names] = corrected.apply(lambda values: pd.Series(mean_interval(values.dropna()), names)).unstack()
+    summary["ceiling"] = noise_ceiling(rho).mean("utterance").to_series().reindex(summary.index, level="source")
     table = summary.assign(n=grouped.size()).reset_index()
     return table.assign(**rho.attrs)[["model", "setting", "estimator", *table.columns]]
 
@@ -234,11 +247,11 @@ def few_against_all(maps: xr.Dataset, source: str) -> pd.DataFrame:
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean over utterances and its 95 % interval by the percentile bootstrap (scipy, 2,000 resamples).
 
-    values: one number an utterance, (n,); with a single utterance the interval is undefined (NaN).
+    values: one number an utterance, (n,); with a single one the interval is undefined (NaN), with none the mean too.
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
-        return float(values.mean()), np.nan, np.nan
+        return float(values.mean()) if len(values) else np.nan, np.nan, np.nan
     interval = stats.bootstrap(
         (values,), np.mean, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval

@@ -64,17 +64,19 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
     """Sentence-level maps (time, mel) of one utterance, of the kinds asked for.
 
     "CA": attention averaged over layers and heads; "SM^H"; "SM^X", at full resolution; "SM^X 2d_max" and so on, reduced
-    to encoder steps. Maps on the encoder's axis are spread back over the frames of each step and all bands. Two
-    baselines: "random", and "energy" (louder is more relevant). CA takes SPES's normalisation here, as the frame-wise
-    one makes every step's mean over tokens 0.
+    to encoder steps. Maps on the encoder's axis are spread back over the frames of each step and all bands. Three
+    baselines: "random", "random steps", and "energy" (louder is more relevant). CA takes SPES's normalisation here, as
+    the frame-wise one makes every step's mean over tokens 0.
     """
     frames, mels, window, lead = maps.sizes["time"], maps.sizes["mel"], maps.subsampling, lead_of(maps)
-    rng = np.random.default_rng([maps.seed, *maps.utterance.encode()])
     found = {}
     for kind in kinds:
         name, _, reduction = kind.partition(" ")
+        rng = np.random.default_rng([maps.seed, *maps.utterance.encode()])
         if kind == "random":
             found[kind] = rng.random((frames, mels))
+        elif kind == "random steps":
+            found[kind] = spread(rng.random((1, maps.sizes["step"])), frames, mels, window, lead)[0]
         elif kind == "energy":
             found[kind] = maps.features.values
         elif kind == "SM^X":
@@ -87,7 +89,9 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
             steps = maps.encoder_saliency if kind == "SM^H" else maps.cross_attention.mean(["layer", "head"])
             found[kind] = sentence_map(spread(steps.values, frames, mels, window, lead))
         else:
-            raise ValueError(f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, random or energy.")
+            raise ValueError(
+                f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, energy, random or 'random steps'."
+            )
     return found
 
 

@@ -1,5 +1,6 @@
 """Heatmaps and tables in one style. Every function takes arrays and returns a Figure; `save` writes it."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -76,7 +77,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         figure, axes = plt.subplots(
             len(heights),
             len(panels),
-            figsize=(1 + 4 * len(panels), 1.1 + sum(heights)),
+            figsize=(1 + 3 * len(panels), 1.3 + sum(heights)),
             sharex=True,
             squeeze=False,
             gridspec_kw={"height_ratios": heights, "hspace": 0.04, "wspace": 0.04},
@@ -95,6 +96,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
             axis.set_yticks([])
         bar = figure.colorbar(image, ax=axes[-1], extend="both", pad=0.01, aspect=30)
         bar.set_label("standard deviations\nabove the row's mean")
+        figure.suptitle(f"{maps.model}, {maps.setting}, {maps.utterance}", fontsize=9)
     return figure
 
 
@@ -180,6 +182,8 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
                 linewidths=0.5,
                 ax=axis,
             )
+            for text, colour in zip(axis.texts, axis.collections[0].get_facecolors(), strict=True):
+                text.set_color("white" if sns.utils.relative_luminance(colour) < 0.18 else "black")
             axis.axhline(len(rows) - 1, color="black", linewidth=1)
             axis.axvline(len(columns) - 1, color="black", linewidth=1)
             axis.set(title=name, xlabel="head", ylabel="decoder layer" if axis is axes[0, 0] else "")
@@ -189,8 +193,8 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _two_lines(row) -> str:
-    interval = f"\n{row.low:.2f} to {row.high:.2f}" if np.isfinite(row.low) else ""
-    return f"{row.rho:.2f}{interval}"
+    interval = f"\n{row.low:z.2f} to {row.high:z.2f}" if np.isfinite(row.low) else ""
+    return f"{row.rho:z.2f}{interval}"
 
 
 def _labels(labels: Sequence) -> list:
@@ -206,7 +210,7 @@ def intervals(
     panel has the rows that have its quantity. names: titles of panels, where the quantity's own name will not do.
     """
     columns = [rows] if isinstance(rows, str) else rows
-    table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1))
+    table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1).str.replace("_", " "))
     quantities = list(dict.fromkeys(table[panels]))
     shared = bool(table.groupby("label")[panels].nunique().eq(len(quantities)).all())
     wide = min(4, len(quantities))
@@ -231,13 +235,16 @@ def intervals(
                 text = f"{value:z.{digits}f}"
                 axis.annotate(text, (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
             axis.set(title=(names or {}).get(quantity, quantity), ylim=(len(labels) - 0.4, -0.8))
+            axis.set_xlabel(f"n = {_counts(part)}")
             axis.set_yticks(range(len(labels)), labels)
             axis.margins(x=0.15)
             axis.locator_params(axis="x", nbins=6)
             axis.grid(axis="x", linewidth=0.3)
+            if axis.get_xlim()[0] < 0 < axis.get_xlim()[1]:
+                axis.axvline(0, color="black", linewidth=0.8, zorder=0)
         for axis in axes.flat[len(quantities) :]:
             axis.axis("off")
-        figure.suptitle(f"{title} (points: {_counts(table)} utterances; bars: 95 % intervals)", fontsize=9)
+        figure.suptitle(f"{title} (n utterances; bars: 95 % intervals)", fontsize=9)
     return figure
 
 
@@ -294,7 +301,10 @@ def layer_lines(table: pd.DataFrame, title: str) -> Figure:
         for axis, model in zip(axes[0], models, strict=True):
             own = table[table.model == model]
             last = max(label for label in own.layer if label != MEAN)
-            for place, (setting, part) in enumerate(own.groupby("setting", sort=False)):
+            groups = list(own.groupby("setting", sort=False))
+            offsets = 0.045 * (last + 2) * (np.arange(len(groups)) - (len(groups) - 1) / 2)
+            middle = last + 1 + 0.08 * (last + 2)
+            for offset, (setting, part) in zip(offsets, groups, strict=True):
                 lines = part[part.layer != MEAN].sort_values("layer")
                 layers = lines.layer.astype(int)
                 axis.plot(layers, lines.rho, "o-", color=colours[setting], markersize=3, label=setting)
@@ -302,8 +312,8 @@ def layer_lines(table: pd.DataFrame, title: str) -> Figure:
                 axis.fill_between(layers, *bounds, color=colours[setting], alpha=0.12)
                 mean = part[part.layer == MEAN].iloc[0]
                 error = [[mean.rho - mean.low], [mean.high - mean.rho]]
-                axis.errorbar(last + 1.4 + 0.15 * place, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
-            axis.set_xticks([*range(1, last + 1), last + 1.6], [*range(1, last + 1), MEAN])
+                axis.errorbar(middle + offset, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
+            axis.set_xticks([*range(1, last + 1), middle], [*range(1, last + 1), MEAN])
             axis.set(xlabel="decoder layer", title=model)
             axis.grid(axis="y", linewidth=0.3)
         axes[0, 0].set_ylabel(r"Pearson's $\rho$")
@@ -320,12 +330,13 @@ def deletion(points: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        order = summary.sort_values("area", ascending=False)
-        for colour, row in zip(sns.color_palette("colorblind", len(order)), order.itertuples(), strict=True):
+        colours = dict(zip(summary["map"], sns.color_palette("colorblind", len(summary)), strict=True))
+        for row in summary.sort_values("area", ascending=False).itertuples():
             part = points[points["map"] == row.map]
-            label = f"{row.map.replace('_', ' ')}: {row.area:.1f} ({row.low:.1f} to {row.high:.1f})"
-            axis.plot(part.percent, part.score, "o-", markersize=2.5, color=colour, label=label)
-        axis.set(xlabel="cells deleted (%)", ylabel=summary.metric.iloc[0], title=title, ylim=(0, None))
+            name = re.sub(r"\^(\w)", r"$^\1$", row.map.replace("_", " "))
+            label = f"{name}: {row.area:.1f} ({row.low:.1f} to {row.high:.1f})"
+            axis.plot(part.percent, part.score, "o-", markersize=2.5, color=colours[row.map], label=label)
+        axis.set(xlabel="cells deleted (%)", ylabel=f"{summary.metric.iloc[0]} (%)", title=title, ylim=(0, None))
         axis.grid(linewidth=0.3)
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="area under the curve (95 %)")
     return figure
@@ -348,16 +359,16 @@ def superpixels(features: np.ndarray, pyramids: dict[str, np.ndarray]) -> Figure
             layout="constrained",
         )
         for row, (name, levels) in zip(axes, pyramids.items(), strict=True):
-            for axis, labels in zip(row, levels, strict=True):
+            for granularity, (axis, labels) in enumerate(zip(row, levels, strict=True), start=1):
                 axis.imshow(features.T, **SPECTROGRAM)
                 time, mel = np.nonzero(labels[1:] != labels[:-1])
                 axis.vlines(time + 0.5, mel - 0.5, mel + 0.5, color="#b5502d", linewidth=0.8)
                 time, mel = np.nonzero(labels[:, 1:] != labels[:, :-1])
                 axis.hlines(mel + 0.5, time - 0.5, time + 0.5, color="#b5502d", linewidth=0.8)
-                axis.set_title(f"{name}, {len(np.unique(labels))} superpixels here")
+                axis.set_title(f"{name}, granularity {granularity}: {len(np.unique(labels))} in view")
             row[0].set_ylabel("Mel band")
         for axis in axes[-1]:
-            axis.set_xlabel("frame")
+            axis.set_xlabel("frame of the stretch")
     return figure
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 from scipy import stats
 
 from xattn.attention import MEAN
-from xattn.compare import SOURCES, mean_interval
+from xattn.compare import SOURCES, corrected_for_noise, mean_interval
 from xattn.tables import PUBLISHED
 
 Range = tuple[float, float]
@@ -16,11 +16,15 @@ POSITIVE: Range = (0.0, np.inf)
 HALF: Range = (0.45, 0.64)  # from the paper's usual range, 0.45 to 0.55, to its best aggregate, 0.639
 MIXING: Range = (0.03, 0.18)
 ENCODER_SHARE: Range = (0.52, 0.75)
-LITTLE: Range = (-0.05, 0.05)  # the paper's own three models differ by 0.006 to 0.051
-LARGER = {"small": "large", PUBLISHED["small"]: PUBLISHED["large"]}  # of two scales of one architecture
+LITTLE: Range = (-0.06, 0.06)  # the paper's own three models differ by 0.006 to 0.051
+SCALES = [("base", "small"), ("base", "large"), ("small", "large")]  # each with a larger one
+SCALES += [tuple(PUBLISHED.get(model, model) for model in pair) for pair in SCALES]
 NOTHING = (np.nan, np.nan, np.nan)  # the value and interval of what is not available
 BEST_REDUCTION = "2D max is the best reduction"  # from tab1
-DELETION = {"SM^X 2d_max": "SM^X reduced beats CA", "SM^X": "full resolution beats reduced"}  # from tab6, by its maps
+DELETION = {  # from tab6, by the maps whose difference it is
+    ("SM^X 2d_max", "CA"): "SM^X reduced beats CA",
+    ("SM^X", "SM^X 2d_max"): "full resolution beats reduced",
+}
 
 
 def verdict(low: float, high: float, expected: Range) -> str:
@@ -60,49 +64,59 @@ def _row(finding: str, where: str, statistic: str, interval: tuple[float, float,
 
 def _within(rho: xr.DataArray) -> Iterator[tuple[str, str, xr.DataArray, Range]]:
     """Findings about one model and setting: finding, statistic, its value for every utterance, expected range."""
-    single = rho.sel(source="input").drop_sel(layer=MEAN, head=MEAN).mean(["layer", "head"])
+    heads = rho.sel(source="input").drop_sel(layer=MEAN, head=MEAN).stack(single=["layer", "head"])
     layers = rho.sel(source="input", head=MEAN).drop_sel(layer=MEAN)
-    overall = rho.sel(layer=MEAN, head=MEAN)
-    half = layers.sizes["layer"] // 2
-    later = layers.isel(layer=slice(half, None)).mean("layer") - layers.isel(layer=slice(half)).mean("layer")
-    yield (
-        "averages beat single heads",
-        "overall average minus mean single head",
-        overall.sel(source="input") - single,
-        POSITIVE,
-    )
-    yield "later layers are best", "second half of the layers minus first half", later, POSITIVE
+    overall, corrected = rho.sel(layer=MEAN, head=MEAN), corrected_for_noise(rho)
+    everything, by_layer = overall.sel(source="input"), layers.mean("layer")
+    for finding, statistic, values in (
+        ("averaging over heads helps", "layer averages minus single heads", by_layer - heads.mean("single")),
+        ("averaging over layers helps", "overall average minus layer averages", everything - by_layer),
+        ("averages beat single heads", "overall average minus best head", everything - _best(heads, "single")),
+    ):
+        yield finding, statistic, values, POSITIVE
+    if layers.sizes["layer"] > 1:
+        earlier = layers.sizes["layer"] - max(1, layers.sizes["layer"] // 3)
+        last, others = (_best(layers.isel(layer=part)) for part in (slice(earlier, None), slice(earlier)))
+        yield "the last layers are best", "best layer of the last third minus best other", last - others, POSITIVE
     for source, symbol, finding, expected in (
         ("input", "SM^X", "about half of the input's relevance", HALF),
         ("encoder", "SM^H", "52 to 75 % of the encoder's saliency", ENCODER_SHARE),
     ):
-        averages = rho.sel(source=source, head=MEAN)
-        best = averages.isel(layer=int(averages.mean("utterance").fillna(-1).argmax("layer")))
+        best = _best(rho.sel(source=source, head=MEAN))
         yield finding, f"rho(CA, {symbol}) of the best layer or overall average", best, expected
-        reliability = rho.reliability.sel(source=source)
-        corrected = best / np.sqrt(reliability.where(reliability > 0))
         statistic = f"the same over the root of the reliability of {symbol}"
-        yield f"{finding}, corrected for noise", statistic, corrected, expected
-    mixing = overall.sel(source="difference")
-    yield "encoder saliency correlates more", "rho(CA, SM^H) minus rho(CA, SM^X)", mixing, POSITIVE
-    yield "context mixing is 0.03 to 0.18", "rho(CA, SM^H) minus rho(CA, SM^X)", mixing, MIXING
+        noiseless = corrected.sel(source=source, head=MEAN, layer=best.layer.item())
+        yield f"{finding}, corrected for noise", statistic, noiseless, expected
+    mixing = "rho(CA, SM^H) minus rho(CA, SM^X)"
+    more, noiseless = overall.sel(source="difference"), corrected.sel(source="difference", layer=MEAN, head=MEAN)
+    yield "encoder saliency correlates more", mixing, more, POSITIVE
+    yield "encoder saliency correlates more, corrected for noise", f"{mixing}, each corrected", noiseless, POSITIVE
+    yield "context mixing is 0.03 to 0.18", mixing, more, MIXING
+
+
+def _best(averages: xr.DataArray, along: str = "layer") -> xr.DataArray:
+    """Those of the layers, or single heads, that have the highest mean over utterances."""
+    return averages.isel({along: int(averages.mean("utterance").fillna(-1).argmax(along))})
 
 
 def _between(samples: dict[str, xr.DataArray]) -> Iterator[tuple]:
     """Findings that compare settings of a model, or models in a setting."""
-    overall = {pair: rho.sel(source="input", layer=MEAN, head=MEAN) for pair, rho in samples.items()}
+    place = {"source": "input", "layer": MEAN, "head": MEAN}
+    overall = {pair: rho.sel(place) for pair, rho in samples.items()}
+    corrected = {pair: corrected_for_noise(rho).sel(place) for pair, rho in samples.items()}
+    english = "English recognition above other settings"
     for pair, values in overall.items():
         model, setting = pair.split("/")
-        larger = LARGER.get(model)
-        english, large = overall.get(f"{model}/en"), overall.get(f"{larger}/{setting}")
-        if english is not None and setting != "en":
-            where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
-            interval = _difference(english, values, same_audio=setting.startswith("en-"))
-            yield _row("English recognition above other settings", where, statistic, interval, values.size, POSITIVE)
-        if large is not None:
-            where, statistic = f"{model} and {larger}, {setting}", f"rho(CA, SM^X) of {larger} minus {model}"
-            interval = _difference(large, values, same_audio=True)
-            yield _row("scale matters little", where, statistic, interval, values.size, LITTLE)
+        for finding, each in ((english, overall), (f"{english}, corrected for noise", corrected)):
+            if setting != "en" and f"{model}/en" in each:
+                where, statistic = f"{model}, en and {setting}", f"rho(CA, SM^X) of en minus {setting}"
+                interval = _difference(each[f"{model}/en"], each[pair], same_audio=setting.startswith("en-"))
+                yield _row(finding, where, statistic, interval, values.size, POSITIVE)
+        for smaller, larger in SCALES:
+            if model == smaller and f"{larger}/{setting}" in overall:
+                where, statistic = f"{model} and {larger}, {setting}", f"rho(CA, SM^X) of {larger} minus {model}"
+                interval = _difference(overall[f"{larger}/{setting}"], values, same_audio=True)
+                yield _row("scale matters little", where, statistic, interval, values.size, LITTLE)
 
 
 def _difference(first: xr.DataArray, second: xr.DataArray, same_audio: bool) -> tuple[float, float, float]:
@@ -110,6 +124,8 @@ def _difference(first: xr.DataArray, second: xr.DataArray, same_audio: bool) -> 
 
     same_audio: whether equal names are of the same recordings; other tools number those of every language from 0.
     """
+    if first.isnull().any() or second.isnull().any():
+        return NOTHING
     if same_audio and np.array_equal(first.utterance, second.utterance):
         return mean_interval((first - second).values)
     result = stats.bootstrap(
@@ -134,4 +150,6 @@ def _from_tables(tables: dict[str, pd.DataFrame]) -> Iterator[tuple]:
     if "tab6" in tables:
         for row in tables["tab6"].query("metric == 'corpus-capped WER'").dropna(subset="minus").itertuples():
             where, statistic = f"{row.model}/{row.setting}", f"deletion area, {row.map} minus {row.minus}"
-            yield _row(DELETION[row.map], where, statistic, (row.area, row.low, row.high), row.n, POSITIVE)
+            if (row.map, row.minus) in DELETION:
+                interval = row.area, row.low, row.high
+                yield _row(DELETION[row.map, row.minus], where, statistic, interval, row.n, POSITIVE)

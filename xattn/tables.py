@@ -10,13 +10,10 @@ PAPER = ROOT / "data" / "paper.csv"
 PUBLISHED = {"small": "fama-small", "large": "fama-medium"}  # the paper's models under their own names
 
 
-def written(table: pd.DataFrame, value: str, digits: int = 2) -> pd.Series:
-    """The column `value` with `low` and `high` as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
-    number = table[value].map(f"{{:.{digits}f}}".format)
-    interval = (
-        " (" + table.low.map(f"{{:.{digits}f}}".format) + " to " + table.high.map(f"{{:.{digits}f}}".format) + ")"
-    )
-    return number + interval.where(table.low.notna(), "")
+def written(table: pd.DataFrame, value: str, digits: int = 2, bounds: tuple[str, str] = ("low", "high")) -> pd.Series:
+    """The column `value` with its interval as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
+    number, low, high = (table[name].map(f"{{:z.{digits}f}}".format) for name in (value, *bounds))
+    return number + (" (" + low + " to " + high + ")").where(table[bounds[0]].notna(), "")
 
 
 def paper_values(table: str) -> pd.DataFrame:

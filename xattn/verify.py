@@ -21,7 +21,7 @@ FRESH = "figures/fresh"
 # sizes, WER and BLEU between 0 and 100. Every other number is exact.
 CORRELATION, PERCENTAGE = 0.01, 2.0
 MEASURED = ("rho", "value", "area", "low", "high", "ceiling")
-CORRECTED = 0.1  # of a correlation divided by a number that may be small
+CORRECTED = 0.1  # of correlations divided by a number that may be small
 PERCENTAGES = ("deletion", "WER", "BLEU", "chrF", "size")  # how a row says that its numbers are percentages
 HASHES = ("data", "models")  # of the provenance
 
@@ -39,7 +39,7 @@ def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
     for column in committed.columns.drop("verdict", errors="ignore"):  # it follows from the numbers, which are compared
         old, new = committed[column], fresh[column]
         if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
-            allowed = tolerance if column in MEASURED else CORRECTED if column == "corrected" else 0.0
+            allowed = tolerance if column in MEASURED else CORRECTED if column.startswith("corrected") else 0.0
             wrong = ~np.isclose(old, new, rtol=0, atol=allowed, equal_nan=True)
         else:
             wrong = (old.astype(object).fillna("").astype(str) != new.astype(object).fillna("").astype(str)).to_numpy()
