@@ -96,7 +96,7 @@ STEPS = (
         needs=MAPS,
         translations=("fig2_translation.png", "fig2_translation.svg"),
     ),
-    Step("90_findings", (*READ, "pairs"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
+    Step("90_findings", (*READ, "data", "pairs"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
 )
 
 # Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again.
