@@ -17,7 +17,7 @@ from xattn.store import write_whole
 REQUIRED_COLUMNS = ("id", "audio", "language", "transcript")
 WORD_COLUMNS = ("id", "word", "start", "end")
 DURATION_TOLERANCE = 0.05  # seconds by which the manifest and the audio may disagree
-ID_BYTES = 200  # of UTF-8: file names may have 255, and those made of an id add an extension and a process number
+ID_BYTES = 200  # of UTF-8: file names may have 255, and those made of an id add an extension and a random one
 
 
 class Word(NamedTuple):
