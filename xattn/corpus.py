@@ -73,6 +73,11 @@ class Utterance:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
+    def text(self, setting: str) -> str:
+        """Its transcript in a setting of its own language, such as "en", its translation in one such as "en-it"; empty
+        where there is none."""
+        return self.transcript if setting == self.language else self.translation
+
     def reference(self, setting: str) -> str:
         """The text a model should produce: the transcript for "en" or "it" (ASR), the translation for "en-it" (ST).
 

@@ -208,7 +208,7 @@ def explain_targets(
         own = {
             "setting": each.setting,
             "hypothesis": model.text(each.ids),
-            "reference": utterance.transcript if each.setting == source else utterance.translation,
+            "reference": utterance.text(each.setting),
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}

@@ -129,9 +129,9 @@ class Checkpoint:
         """Write them, whole or not at all; where that fails, as on a full disk, say so once and go on."""
         self.scores[place] = scores
         try:
-            with _renamed(self.path, "kills will cost seconds again; the run goes on") as temporary:
-                with temporary.open("wb") as file:
-                    np.savez(file, **self.scores, **{KEY: np.array(self.key)})
+            remedy = "kills will cost seconds again; the run goes on"
+            with _renamed(self.path, remedy) as temporary, temporary.open("wb") as file:
+                np.savez(file, **self.scores, **{KEY: np.array(self.key)})
         except OSError as error:
             if not self.told:
                 print(error, flush=True)
