@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 KEPT = 2**30  # bytes
 
-WHERE = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or slurm:8 for as many jobs"
+WHERE = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or jobs as slurm:8"
 
 
 @contextmanager
