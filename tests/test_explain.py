@@ -197,6 +197,13 @@ def test_bfloat16_gives_the_maps_of_float32():
         assert np.corrcoef(exact[name].values.ravel(), rounded[name].values.ravel())[0, 1] > 0.999
 
 
+def test_the_size_of_batches_is_decided_by_the_device(model, utterance):
+    for device, size in (("cpu", 32), ("cuda", 128)):
+        assert Occlusion(precision="float32").on(torch.device(device)).batch_size == size
+        assert Occlusion(batch_size=5, precision="float32").on(torch.device(device)).batch_size == 5
+    assert explain(model, utterance, **SMALL | {"batch_size": None}).batch_size == 32
+
+
 def test_auto_is_decided_by_the_device(model, utterance, monkeypatch):
     for capable, decided in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_bf16": capable})
@@ -254,9 +261,16 @@ def test_maps_can_be_correlated(maps):
         ("input_p", 1.5, "input_p is 1.5: give a number from 0 to 1"),
         ("encoder_p", -0.1, "encoder_p is -0.1: give a number from 0 to 1"),
         ("encoder_p", float("nan"), "encoder_p is nan: give a number from 0 to 1"),
-        ("input_masks", 0, "input_masks is 0: give a number of at least 1"),
-        ("encoder_masks", -3, "encoder_masks is -3: give a number of at least 1"),
-        ("batch_size", 0, "batch_size is 0: give a number of at least 1"),
+        ("input_masks", 0, "input_masks is 0: give a whole number of at least 1"),
+        ("input_masks", 2.5, "input_masks is 2.5: give a whole number of at least 1"),
+        ("encoder_masks", -3, "encoder_masks is -3: give a whole number of at least 1"),
+        ("encoder_masks", float("nan"), "encoder_masks is nan: give a whole number of at least 1"),
+        ("encoder_masks", None, "encoder_masks is None: give a whole number of at least 1"),
+        ("batch_size", 0, "batch_size is 0: give a whole number of at least 1"),
+        ("batch_size", 2.5, "batch_size is 2.5: give a whole number of at least 1"),
+        ("batch_size", True, "batch_size is True: give a whole number of at least 1"),
+        ("seed", 1.5, "seed is 1.5: give a whole number of at least 0"),
+        ("seed", -1, "seed is -1: give a whole number of at least 0"),
         ("precision", "half", "There is no precision 'half': choose one of auto, float32, bfloat16"),
     ],
 )

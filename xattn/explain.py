@@ -24,6 +24,7 @@ from xattn.store import Checkpoint
 
 VERSION = 6  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
+BATCH_SIZES = {"cuda": 128}  # 32 elsewhere
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -48,7 +49,8 @@ class Occlusion:
     reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
         split-half reliability; 1, which none has, asks for all.
     pyramid: of xattn.segments, which superpixels are hidden: "published" (the paper's), or "spread".
-    batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
+    batch_size: perturbations computed at once, fewer where memory does not suffice; None, 128 on a GPU and 32
+        elsewhere. It affects speed, and the numbers only by rounding.
     """
 
     input_masks: int = 2000
@@ -60,7 +62,7 @@ class Occlusion:
     estimator: str = "mean"
     reliability: float = 1.0
     pyramid: str = "published"
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -72,15 +74,19 @@ class Occlusion:
         for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
-        for name in ("input_masks", "encoder_masks", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
+        for name, least in (("input_masks", 1), ("encoder_masks", 1), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
 
     def on(self, device: torch.device) -> "Occlusion":
-        """The same with precision "auto" decided for the device."""
-        if self.precision != "auto":
-            return self
-        return replace(self, precision="bfloat16" if has_bfloat16(device) else "float32")
+        """The same with precision "auto" and batch_size None decided for the device."""
+        precision, batch_size = self.precision, self.batch_size or BATCH_SIZES.get(device.type, 32)
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(device) else "float32"
+        return replace(self, precision=precision, batch_size=batch_size)
 
 
 class NothingToExplain(ValueError):
