@@ -308,6 +308,8 @@ def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
             return list(reader.fieldnames or ()), list(enumerate(reader, start=2))
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not encoded in UTF-8: save it again as CSV in UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(f"{table} cannot be read as CSV ({error}): look for a quote that is not closed.") from error
 
 
 def _read_parquet(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
