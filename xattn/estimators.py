@@ -23,8 +23,8 @@ from scipy.ndimage import gaussian_filter1d
 from xattn.occlusion import Masks, Partition
 
 ESTIMATORS = ("mean", "sqrt_mean", "ridge", "sqrt_ridge")
-# How far the prior makes neighbouring steps alike. Superpixels have no such prior: a Gaussian over time and band, 2 cells
-# wide, was measured to give r 0.89 instead of 0.87 (1,000 of 20,000 masks, 8 utterances), not worth its code and time.
+# How far the prior makes neighbouring steps alike. Superpixels have no such prior: a Gaussian over time and band,
+# 2 cells wide, gave r 0.89 instead of 0.87 (1,000 of 20,000 masks, 8 utterances), which is not worth its code and time.
 SIGMA = 1.0  # steps
 STRENGTH = 3.0  # of the shrinkage, in units of the mean prior variance of a score
 BLOCK = 1024  # perturbations whose masks are in memory at once
