@@ -1,8 +1,8 @@
 """Kill a run of a profile at random moments, many times: `make faults`, or `python -m benchmarks.faults 50`.
 
 A copy of the repository runs the profile once undisturbed, then under SIGKILL of all its processes (Linux); whenever it
-is through, it starts anew. No finished utterance may be computed again or lost, and the tables must come out the same to
-the last byte.
+is through, it starts anew. No finished utterance may be computed again or lost, and the tables must come out the same
+to the last byte.
 """
 
 import argparse
