@@ -5,17 +5,17 @@ ever adds time. Results are printed and written to benchmarks/results/<processor
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
 import re
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import xattn
-from xattn.estimators import UnitScores
-from xattn.explain import Occlusion, explain_targets
+from xattn.estimators import UnitScores, estimate
+from xattn.explain import Occlusion, explain_targets, map_reliability
 from xattn.models import S2TModel
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.occlusion import Masks, Partition, divergence_from, occlude
@@ -54,36 +54,68 @@ def fastest(*contestants: Callable[[], object]) -> list[float]:
     return np.min(rounds[1:], axis=0).tolist()
 
 
-def whole_over_bare(model: S2TModel, utterance, precision: str, number: int = 512) -> list[dict]:
-    """Time of SM^X and SM^H, everything included, over that of their masked forward passes with the same batches."""
+def alone(function: Callable, *arguments):
+    """What a function of this module returns in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def peak(run: Callable[[], object]) -> int:
+    """KiB above what this process holds, freed memory given back, that a call takes at most (Linux with glibc)."""
+
+    def status(name: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS:")
+    run()
+    return status("VmHWM:") - before
+
+
+def whole_over_bare(model: S2TModel, utterance, precision: str, number: int = 2000) -> list[dict]:
+    """Time of SM^X and SM^H over that of their masked forward passes with the same batches.
+
+    The whole includes superpixels, masks, scores, the published estimate, its cells and its split-half reliability, in
+    shares that depend on the number of masks: the default of `Occlusion`.
+    """
     features = model.features(utterance.audio())
     states = model.encode(features[None])
     ids = model.generate(features[None], utterance.language)[0]
-    inputs = torch.cat([model.prompt(utterance.language), ids])[:-1]
-    segments = Partition.of(slic_pyramid(features.cpu().numpy()))
-    steps = Partition.of(np.arange(states.shape[1])[None])
-    batch = Occlusion().batch_size
+    inputs, tokens = torch.cat([model.prompt(utterance.language), ids])[:-1], model.tokens(ids)
+    rows = slice(len(inputs) - len(ids), None)
+    batch = Occlusion().on(features.device).batch_size
+    occluded = partial(occlude, batch_size=batch, device=features.device)
     found = []
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         decode = model.decoder_without_steps(states)
-        divergence = divergence_from(model.decode(states, inputs)[0])
+        divergence = divergence_from(model.decode(states, inputs)[0, rows])
         passes = {
-            "SM^X": (segments, 0.5, lambda keep: model.decode(model.encode(features * keep), inputs)),
-            "SM^H": (steps, 0.7, lambda keep: decode(keep, inputs)),
+            "SM^X": (
+                lambda: Partition.of(slic_pyramid(features.cpu().numpy())),
+                0.5,
+                lambda keep: model.decode(model.encode(features * keep), inputs),
+            ),
+            "SM^H": (
+                lambda: Partition.of(np.arange(states.shape[1])[None]),
+                0.7,
+                lambda keep: decode(keep, inputs),
+            ),
         }
         for name, (partition, p, forward) in passes.items():
-            masks = Masks(partition, number, p, 0, "bench")
             keeps = []
-            occlude(lambda keep, k=keeps: k.append(keep) or torch.zeros(len(keep), 1), masks, batch_size=batch,
-                    device=features.device)  # fmt: skip
+            occluded(lambda keep, k=keeps: k.append(keep) or torch.zeros(len(keep), 1),
+                     Masks(partition(), number, p, 0, "bench"))  # fmt: skip
 
             def bare(forward=forward, keeps=keeps):
                 for keep in keeps:
                     forward(keep)
 
-            def whole(forward=forward, masks=masks):
-                scores = occlude(lambda k: divergence(forward(k)), masks, batch_size=batch, device=features.device)
-                UnitScores.of(scores, masks)
+            def whole(forward=forward, partition=partition, p=p):
+                masks = Masks(partition(), number, p, 0, "bench")
+                scores = occluded(lambda keep: divergence(forward(keep)[:, rows]), masks)
+                estimate(scores, masks).cells(masks.partition.labels)
+                map_reliability(scores, masks, tokens, model, "mean")
 
             seconds = fastest(whole, bare)
             found.append({
@@ -99,7 +131,7 @@ def floor(model: S2TModel, utterance, precision: str) -> list[dict]:
     features = model.features(utterance.audio())
     ids = model.generate(features[None], utterance.language)[0]
     inputs = torch.cat([model.prompt(utterance.language), ids])[:-1]
-    batch, size = features.expand(Occlusion().batch_size, -1, -1).clone(), 2048
+    batch, size = features.expand(Occlusion().on(features.device).batch_size, -1, -1).clone(), 2048
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     square = torch.randn(size, size, device=features.device).to(kind)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -116,67 +148,54 @@ def floor(model: S2TModel, utterance, precision: str) -> list[dict]:
     return [{"what": what, "ratio": seconds[0] * rate / operations, "detail": detail}]
 
 
-# One batch scored and summed on one thread, in a process of its own: the published algorithm, KL from probabilities and
-# dense sums over every token's cells, against ours. Each starts from what its model passes give. The peak of memory is
-# the process's own, set back to what it holds before the batch, freed memory given back (Linux with glibc).
-BATCH = """
-import ctypes, sys, time
-from pathlib import Path
-import numpy as np
-import torch
-from xattn.estimators import UnitScores
-from xattn.occlusion import Masks, Partition, divergence_from
-from xattn.segments import slic_pyramid
-
-def status(name):
-    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
-
-def dense(p, q, keep):
-    scores = (p * p.log() - p * q.log()).sum(-1)  # (B, I)
-    hidden = 1 - keep  # (B, T, F)
-    return (scores[:, :, None, None] * hidden[:, None]).sum(0), hidden.sum(0)
-
-def ours(divergence, log_q, masks):
-    return UnitScores.of(divergence(log_q).numpy(), masks)
-
-torch.set_num_threads(1)
-rng = np.random.default_rng(0)
-masks = Masks(Partition.of(slic_pyramid(rng.standard_normal((500, 80)).astype(np.float32))), 64, 0.5, 0, "bench")
-log_p = torch.randn(40, 8000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-log_q = torch.randn(64, 40, 8000, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
-if sys.argv[1] == "dense":
-    levels, hidden = masks.draw(0, 64)
-    keep = [~row[masks.partition.labels[level]] for level, row in zip(levels, hidden)]
-    run, inputs = dense, (log_p.exp(), log_q.exp_(), torch.from_numpy(np.stack(keep)).float())
-else:
-    run, inputs = ours, (divergence_from(log_p), log_q, masks)
-seconds = []
-for _ in range(int(sys.argv[2])):
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before, started = status("VmRSS:"), time.perf_counter()
-    result = run(*inputs)
-    seconds.append(time.perf_counter() - started)
-    peak = status("VmHWM:") - before
-    del result
-print(min(seconds), peak)
-"""
-
-
 def one_batch() -> list[dict]:
-    """Scoring and accumulation of 64 masks, 40 tokens, 500 x 80 cells and 8,000 pieces, each way in its own process."""
-    measured = {}
-    for name in ("ours", "dense"):
-        command = [sys.executable, "-c", BATCH, name, str(REPEATS + 1)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        measured[name] = [float(number) for number in output.stdout.split()]
-    ours, dense = measured["ours"], measured["dense"]
+    """Scoring and accumulation of 64 masks, 40 tokens, 500 x 80 cells and 8,000 pieces, each way in its own process.
+
+    The published algorithm, KL from probabilities and dense sums over every token's cells, against ours. Each starts
+    from what its model passes give.
+    """
+    ours, dense = (alone(batch_scored, name) for name in ("ours", "dense"))
     detail = f"{1000 * ours[0]:.0f} and {1000 * dense[0]:.0f} ms"
     memory = f"{ours[1] / 1024:.0f} and {dense[1] / 1024:.0f} MiB above the inputs"
     return [
         {"what": "time of one batch, dense over ours", "ratio": dense[0] / ours[0], "detail": detail},
         {"what": "memory of one batch, dense over ours", "ratio": dense[1] / max(ours[1], 1), "detail": memory},
     ]
+
+
+def batch_scored(how: str) -> tuple[float, int]:
+    """Seconds and KiB that one batch takes on one thread, "dense" or "ours"."""
+    torch.set_num_threads(1)
+    noise = np.random.default_rng(0).standard_normal((500, 80)).astype(np.float32)
+    masks = Masks(Partition.of(slic_pyramid(noise)), 64, 0.5, 0, "bench")
+    log_p = torch.randn(40, 8000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    log_q = torch.randn(64, 40, 8000, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    if how == "dense":
+        p, q = log_p.exp(), log_q.exp_()
+        levels, hidden = masks.draw(0, 64)
+        keep = [~row[masks.partition.labels[level]] for level, row in zip(levels, hidden, strict=True)]
+        keep = torch.from_numpy(np.stack(keep)).float()
+
+        def run():
+            scores = (p * p.log() - p * q.log()).sum(-1)  # (B, I)
+            hidden = 1 - keep  # (B, T, F)
+            return (scores[:, :, None, None] * hidden[:, None]).sum(0), hidden.sum(0)
+    else:
+        divergence = divergence_from(log_p)
+
+        def run():
+            return UnitScores.of(divergence(log_q).numpy(), masks)
+
+    seconds = []
+
+    def timed():
+        started = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - started)
+        return result
+
+    peaks = [peak(timed) for _ in range(REPEATS + 1)]
+    return min(seconds), peaks[-1]
 
 
 def paper_size(device: str) -> list[dict]:
@@ -238,12 +257,21 @@ def growth(model: S2TModel, utterances) -> list[dict]:
     times = long.duration / short.duration
     detail = f"{short.duration:.1f} s of audio in {seconds[0]:.1f} s, {long.duration:.1f} in {seconds[1]:.1f}"
     found.append({"what": "length, relative", "ratio": seconds[1] / (times * seconds[0]), "detail": detail})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run([middle], 4096)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    detail = f"{before / 1024:.0f} and {after / 1024:.0f} MiB, at 1,024 and at 4,096 masks"
-    found.append({"what": "peak memory, four times as many masks", "ratio": after / before, "detail": detail})
+    few, many = (alone(memory_of_masks, model.source, str(model.device), middle, number) for number in (1024, 4096))
+    detail = f"{few / 1024:.0f} and {many / 1024:.0f} MiB above the model, at 1,024 and at 4,096 masks"
+    found.append({"what": "peak memory, four times as many masks", "ratio": many / few, "detail": detail})
     return found
+
+
+def memory_of_masks(source: str, device: str, utterance, number: int) -> int:
+    """KiB that explaining an utterance takes above what a process holds that has explained it by few masks before."""
+    model = xattn.load_model(source, device)
+
+    def run(number: int):
+        explain_targets(model, utterance, [utterance.language], Occlusion(number, number))
+
+    run(32)
+    return peak(lambda: run(number))
 
 
 def workers(model: S2TModel, utterances) -> list[dict]:

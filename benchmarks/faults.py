@@ -1,10 +1,12 @@
-"""Kill a run of a profile at random moments until it is through: `make faults`, or `python -m benchmarks.faults 50`.
+"""Kill a run of a profile at random moments, many times: `make faults`, or `python -m benchmarks.faults 50`.
 
-A copy of the repository runs the profile once undisturbed and once under SIGKILL. No finished utterance may be computed
-again or lost, and the tables must come out the same to the last byte.
+A copy of the repository runs the profile once undisturbed, then under SIGKILL of all its processes (Linux); whenever it
+is through, it starts anew. No finished utterance may be computed again or lost, and the tables must come out the same
+to the last byte.
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,7 +22,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def finished(figures: Path) -> dict[Path, int]:
     """The utterances in the store, each with when it was written."""
-    return {path.relative_to(figures): path.stat().st_mtime_ns for path in figures.glob("maps/*/*/*.zarr.zip")}
+    return {path.relative_to(figures): path.stat().st_mtime_ns for path in (figures / "maps").rglob("*.zarr.zip")}
+
+
+def kill_all(pid: int) -> None:
+    """Kill a process and everything it started: kernels have sessions of their own and would live on for a while."""
+    children = []
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # lest it starts another meanwhile
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            children += task.read_text().split()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for child in children:
+        kill_all(int(child))
+
+
+def require_same(expected: dict[str, bytes], figures: Path, kills: int) -> None:
+    found = {path.name: path.read_bytes() for path in figures.glob("*.csv")}
+    different = sorted(name for name in expected | found if found.get(name) != expected.get(name))
+    if different:
+        sys.exit(f"the tables differ after {kills} kills: {', '.join(different)}")
 
 
 def main() -> None:
@@ -30,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "xattn")
+        copy, errors = Path(folder, "xattn"), Path(folder, "stderr")
         ignored = shutil.ignore_patterns(".git", ".venv", "figures", "train", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=ignored)
         command = [sys.executable, "-m", "xattn.reproduce", f"notebooks/profiles/{arguments.profile}.yaml"]
@@ -42,27 +66,30 @@ def main() -> None:
         shutil.rmtree(figures)
         print(f"undisturbed: {length:.0f} s, {len(expected)} tables", flush=True)
         # A start costs about ten seconds before anything can be lost; the run has to get on all the same.
-        longest = 20 + 2 * length / arguments.kills
-        for kill in range(1, arguments.kills + 1):
+        longest, kills = 20 + 2 * length / arguments.kills, 0
+        while kills < arguments.kills:
             before = finished(figures)
-            process = subprocess.Popen(command, cwd=copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with errors.open("w") as stderr:
+                process = subprocess.Popen(command, cwd=copy, stdout=subprocess.DEVNULL, stderr=stderr)
             try:
                 process.wait(moments.uniform(5, longest))
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+                kill_all(process.pid)
                 process.wait()
-            time.sleep(2)  # kernels notice that their parent is gone
+            if process.returncode not in (0, -signal.SIGKILL):
+                sys.exit(f"the run failed by itself after {kills} kills:\n{errors.read_text()}")
+            kills += process.returncode != 0
             after = finished(figures)
             lost = [path for path, written in before.items() if after.get(path) != written]
             if lost:
-                sys.exit(f"kill {kill}: {len(lost)} finished utterances lost or computed again: {lost[0]}")
-            print(f"kill {kill}: {len(after)} utterances are finished", flush=True)
+                sys.exit(f"kill {kills}: {len(lost)} finished utterances lost or computed again: {lost[0]}")
+            print(f"kill {kills}: {len(after)} utterances are finished", flush=True)
+            if process.returncode == 0:
+                require_same(expected, figures, kills)
+                shutil.rmtree(figures)
         subprocess.run(command, cwd=copy, check=True, stdout=subprocess.DEVNULL)
-        found = {path.name: path.read_bytes() for path in figures.glob("*.csv")}
-        different = sorted(name for name in expected if found.get(name) != expected[name])
-        if different or set(found) != set(expected):
-            sys.exit(f"the tables differ after {arguments.kills} kills: {', '.join(different)}")
-        print(f"{len(found)} tables are the same to the last byte after {arguments.kills} kills.")
+        require_same(expected, figures, kills)
+        print(f"{len(expected)} tables are the same to the last byte after {kills} kills.")
 
 
 if __name__ == "__main__":

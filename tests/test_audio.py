@@ -98,6 +98,60 @@ def test_mp3_without_a_stated_length_is_read_to_its_end(tmp_path):
     assert samples.size <= load_audio(path).size < samples.size + 4000
 
 
+def test_a_guess_at_the_length_of_an_mp3_is_not_what_it_announces(tmp_path):
+    # A quiet start makes FFmpeg believe the file is much longer than it is.
+    loud = np.random.default_rng(0).normal(0, 0.3, 5 * RATE).astype(np.float32)
+    path, samples = tmp_path / "a.mp3", np.concatenate([0.001 * loud, loud])
+    encode(path, samples, RATE, "libmp3lame", quality=4, options={"write_xing": "0"})
+    with av.open(str(path)) as container:
+        assert container.duration / av.time_base > 15
+    assert samples.size <= load_audio(path).size < samples.size + 4000
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "codec_rate", "quality"),
+    [
+        ("a.m4a", "aac", None, None),
+        ("a.mp4", "aac", None, None),
+        ("a.webm", "libopus", 48_000, None),
+        ("a.mp3", "libmp3lame", None, None),
+        ("a.mp3", "libmp3lame", None, 4),
+    ],
+)
+def test_a_compressed_recording_cut_short(tmp_path, name, codec, codec_rate, quality):
+    path, options = tmp_path / name, {"movflags": "faststart"} if codec == "aac" else None
+    encode(path, tone(6.0), RATE, codec, codec_rate, quality, options)
+    assert load_audio(path).size >= 6 * RATE
+    content = path.read_bytes()
+    for share in (0.5, 0.8):
+        path.write_bytes(content[: int(share * len(content))])
+        message = rf"{name} (ends after \d\.\d of the 6\.\d s it announces: replace|cannot be read as audio: convert)"
+        with pytest.raises(ValueError, match=message):
+            load_audio(path)
+
+
+def test_a_film_that_goes_on_without_sound(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        sound, picture = (
+            container.add_stream("libopus", rate=48_000, layout="mono"),
+            container.add_stream("mpeg4", rate=5),
+        )
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        frame = av.AudioFrame.from_ndarray(tone(1.0)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        for source in (frame, None):
+            container.mux(sound.encode(source))
+        for number in range(20):
+            image = av.VideoFrame.from_ndarray(np.full((32, 32, 3), number, np.uint8))
+            container.mux(picture.encode(image))
+        container.mux(picture.encode(None))
+    with av.open(str(path)) as container:
+        assert container.duration / av.time_base > 3.9
+    assert RATE <= load_audio(path).size < 1.1 * RATE
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no audio file .*a\.wav: check the path\."):
         load_audio(tmp_path / "a.wav")

@@ -116,6 +116,7 @@ def test_few_columns_and_a_byte_order_mark(folder):
 
 def test_references(folder):
     english, _, italian = load_corpus(folder.path)
+    assert [italian.text(setting) for setting in ("it", "it-en")] == ["il gatto", "the cat"]
     assert english.reference("en") == "the dog sleeps"
     assert english.reference("en-it") == "il cane dorme"
     assert italian.reference("it") == "il gatto"
@@ -180,6 +181,13 @@ def test_number_of_cells(folder, line):
 def test_encoding(folder):
     folder.write(encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.csv is not encoded in UTF-8: save it again"):
+        load_corpus(folder.path)
+
+
+def test_a_quote_that_is_not_closed(folder):
+    rows = "".join(f"en{number},en,audio/en1.flac,yes it is\n" for number in range(9999))
+    (folder.path / "manifest.csv").write_text(f'id,language,audio,transcript\na,en,audio/en1.flac,"yes\n{rows}')
+    with pytest.raises(ValueError, match=r"manifest\.csv cannot be read as CSV \(field larger .*\): look for a quote"):
         load_corpus(folder.path)
 
 

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import xarray as xr
 
+from benchmarks.faults import kill_all
 from xattn import store
 
 RUN = """
@@ -64,6 +66,26 @@ def test_kills_at_random_moments_lose_nothing(start, tmp_path):
     assert len(expected) == len(found) == 4
     for one, other in zip(expected, found, strict=True):
         xr.testing.assert_identical(one, other)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_kill_reaches_kernels_in_sessions_of_their_own():
+    kernel = "import time; time.sleep(60)"
+    parent = f"""
+import subprocess, sys
+print(subprocess.Popen([sys.executable, "-c", {kernel!r}], start_new_session=True).pid, flush=True)
+{kernel}
+"""
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    child = Path("/proc", process.stdout.readline().strip())
+    assert (child / "cmdline").read_text().count("time.sleep") == 1
+    kill_all(process.pid)
+    assert process.wait() == -signal.SIGKILL
+    for _ in range(100):  # until whoever inherits it has noticed
+        if not child.exists() or (child / "stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("the kernel lives on")
 
 
 def test_two_runs_at_once_end_in_the_same_maps(start, tmp_path):

@@ -112,6 +112,37 @@ def test_batch_size_changes_rounding_only():
         np.testing.assert_allclose(run, runs[0], rtol=1e-6, atol=1e-6)
 
 
+def out_of_memory(where):
+    if where == "numpy":
+        raise MemoryError
+    if where == "cuda":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    torch.empty(2**62, dtype=torch.uint8)  # torch's own error
+
+
+@pytest.mark.parametrize("where", ["numpy", "cuda", "cpu"])
+def test_batches_are_halved_until_they_fit_into_memory(where):
+    masks, score, sizes = Masks(Partition.of(LEVELS), 150, 0.5, 0, "u"), linear_score(GRID), []
+
+    def limited(keep):
+        sizes.append(len(keep))
+        return score(keep) if len(keep) <= 7 else out_of_memory(where)
+
+    found = occlude(limited, masks, batch_size=60, done=occlude(score, masks, batch_size=7)[:33])
+    np.testing.assert_allclose(found, occlude(score, masks, batch_size=7), rtol=1e-6, atol=1e-6)
+    assert sizes == [60, 30, 15, *[7] * 16, 5]
+
+
+def test_a_single_perturbation_that_does_not_fit_into_memory_is_told():
+    masks = Masks(Partition.of(LEVELS), 5, 0.5, 0, "u")
+    with pytest.raises(
+        MemoryError, match=r"to score a single perturbation: take a shorter recording, .*more memory\.$"
+    ):
+        occlude(lambda keep: out_of_memory("cpu"), masks, batch_size=4)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # an error of another kind stays itself
+        occlude(lambda keep: keep[0] @ keep[0], masks, batch_size=4)
+
+
 def test_nothing_is_hidden_at_p_0():
     masks = Masks(Partition.of(LEVELS), 20, 0.0, 0, "u")
     seen = []
@@ -262,4 +293,6 @@ def test_occlusion_stops_where_enough_is_said_whatever_the_batches_and_what_was_
     np.testing.assert_allclose(found, everything[:312], rtol=1e-5)
     resumed = occlude(score, masks, batch_size=7, enough=enough, done=everything[:500])
     assert np.array_equal(resumed, everything[:312]) and asked[3:] == [200, 250, 312]
-    assert len(occlude(score, masks, batch_size=64, enough=lambda scores: False)) == 1000
+    asked.clear()
+    assert len(occlude(score, masks, batch_size=64, enough=lambda scores: asked.append(len(scores)))) == 1000
+    assert asked == [200, 250, 312, 390, 487, 608, 760, 950]

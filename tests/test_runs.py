@@ -1,5 +1,10 @@
+import os
+import shutil
 import sys
-from dataclasses import asdict
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,8 +12,9 @@ import xarray as xr
 from conftest import counted, without_seconds
 
 import xattn.occlusion
-from xattn import store
+from xattn import runs, store
 from xattn.explain import Occlusion, explain, explain_targets
+from xattn.models import load_model
 from xattn.runs import cost, explain_corpus
 
 SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
@@ -129,19 +135,79 @@ def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utteran
     explain(model, utterances[0], **SMALL)  # a single token can be explained
 
 
-def test_workers_are_told_a_folder_by_its_whole_path_and_a_model_of_the_hub_by_its_id(
+def test_a_corrected_transcript_reaches_the_maps_and_costs_none(model, utterances, tmp_path, capsys):
+    settings, occlusion = ["en", "en-it"], Occlusion(**SMALL)
+    explain_corpus(model, utterances, settings, tmp_path, occlusion)
+    capsys.readouterr()
+    corrected = [replace(utterances[0], transcript="the dog slept"), utterances[1]]
+    explain_corpus(Untouchable(model), corrected, settings, tmp_path, occlusion)
+    assert capsys.readouterr().out == ""
+    found = {setting: [maps.reference for maps in store.load_all(tmp_path, "tiny", setting)] for setting in settings}
+    assert found == {
+        "en": ["the dog slept", utterances[1].transcript],
+        "en-it": [utterance.translation for utterance in utterances],
+    }
+
+
+def test_maps_that_end_where_all_settings_are_reliable_are_those_of_all_settings(model, utterances, tmp_path):
+    for reliability in (1.0, 0.99):
+        occlusion = Occlusion(**SMALL | {"reliability": reliability})
+        explain_corpus(model, utterances[:1], ["en", "en-it"], tmp_path, occlusion)
+        explain_corpus(Untouchable(model), utterances[:1], ["en-it", "en"], tmp_path, occlusion)
+        if reliability == 1:
+            explain_corpus(Untouchable(model), utterances[:1], ["en"], tmp_path, occlusion)
+        else:
+            with pytest.raises(AttributeError):
+                explain_corpus(Untouchable(model), utterances[:1], ["en"], tmp_path, occlusion)
+
+
+def test_workers_are_told_whole_paths_and_a_model_of_the_hub_by_its_id(
     model, utterances, tiny_folder, tmp_path, monkeypatch
 ):
     told = []
 
     class Client:
-        def submit(self, function, source, *others, **options):
-            told.append(source)
+        def submit(self, function, utterance, **options):
+            told.append((function.args[0], function.args[3].keywords["folder"], utterance))
             raise ConnectionError
 
     monkeypatch.chdir(tiny_folder.parent)
+    relative = [
+        replace(u, audio_path=Path(os.path.relpath(u.audio_path)), manifest=Path(os.path.relpath(u.manifest)))
+        for u in utterances
+    ]
     for source in ("tiny", "FBK-MT/fama-small@0123abc"):
         monkeypatch.setattr(model, "source", source)
         with pytest.raises(ConnectionError):
-            explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL), Client())
-    assert told == [str(tiny_folder), "FBK-MT/fama-small@0123abc"]
+            explain_corpus(model, relative, ["en"], os.path.relpath(tmp_path), Occlusion(**SMALL), Client())
+    assert told == [(source, tmp_path, utterances[0]) for source in (str(tiny_folder), "FBK-MT/fama-small@0123abc")]
+
+
+def test_a_worker_has_the_model_that_is_asked_for_and_no_other(made, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
+
+    def of_worker(weights_hash):
+        return runs._on_worker(str(folder), "cpu", weights_hash, lambda model, utterance: model, None)
+
+    first = load_model(folder).weights_hash
+    loaded = of_worker(first)
+    assert loaded.weights_hash == first and of_worker(first) is loaded
+    made.network(seed=1).save_pretrained(folder)  # trained again in the same place
+    second = load_model(folder).weights_hash
+    assert second != first and of_worker(second).weights_hash == second
+    with pytest.raises(ValueError, match="tiny holds other weights than the model that was loaded from it: load it"):
+        of_worker(first)
+
+
+def test_threads_of_a_worker_take_turns(model, tiny_folder):
+    running, most = [], []
+
+    def unit(model, number):
+        running.append(number)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: runs._on_worker(str(tiny_folder), "cpu", model.weights_hash, unit, n), range(4)))
+    assert most == [1, 1, 1, 1]

@@ -1,5 +1,8 @@
 import os
+import resource
+import time
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -198,6 +201,92 @@ def test_what_is_known_so_far(tmp_path):
     assert os.listdir(path.parent) == ["made-1.partial.npz"]
     path.write_bytes(path.read_bytes()[:100])
     assert store.Checkpoint(path, "key-1").scores == {}
+
+
+@contextmanager
+def small_files():
+    """Files cannot grow beyond a kilobyte, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_scores_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, capsys):
+    path, few, many = tmp_path / "made-1.partial.npz", np.ones((3, 2)), np.ones((999, 2))
+    checkpoint = store.Checkpoint(path, "key-1")
+    checkpoint.save("input", few)
+    with small_files():
+        checkpoint.save("input", many)
+        checkpoint.save("input", many)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "made-1.partial.npz could not be written (File too large): make room" in line
+    assert os.listdir(tmp_path) == ["made-1.partial.npz"]
+    assert np.array_equal(store.Checkpoint(path, "key-1").scores["input"], few)
+    checkpoint.save("input", many)
+    assert np.array_equal(store.Checkpoint(path, "key-1").scores["input"], many)
+
+
+def test_scores_with_a_flipped_byte_are_right_or_absent(tmp_path):
+    path, scores = tmp_path / "made-1.partial.npz", np.arange(60.0).reshape(30, 2)
+    store.Checkpoint(path, "key-1").save("input", scores)
+    whole, absent = bytearray(path.read_bytes()), 0
+    for place, bit in enumerate(np.random.default_rng(0).integers(0, 8, len(whole))):
+        flipped = whole.copy()
+        flipped[place] ^= 1 << int(bit)
+        path.write_bytes(flipped)
+        found = store.Checkpoint(path, "key-1").scores
+        absent += not found
+        assert not found or np.array_equal(found.pop("input"), scores) and not found
+    assert absent > len(whole) / 2
+
+
+def test_what_killed_writes_left_is_removed_once_nobody_can_be_writing_it(made, path):
+    for kind, age in (("old", 7200), ("young", 60)):
+        group = path.with_name(f".{path.name}.{kind}.part.zarr")
+        file, other = path.with_name(f".{path.name}.{kind}.part"), path.with_name(f".made-2.zarr.zip.{kind}.part")
+        group.mkdir(parents=True)
+        (group / "chunk").touch()
+        for left in (file, other, group):
+            left.exists() or left.touch()
+            os.utime(left, (time.time() - age,) * 2)
+    store.save(made.maps(), path, "key-1")
+    assert sorted(left.name for left in path.parent.iterdir()) == [
+        ".made-1.zarr.zip.young.part",
+        ".made-1.zarr.zip.young.part.zarr",
+        ".made-2.zarr.zip.old.part",
+        ".made-2.zarr.zip.young.part",
+        "made-1.zarr.zip",
+    ]
+
+
+@pytest.mark.parametrize(
+    "index", ["", "{half", "[]", '{"made-1": 1}', '{"made-1": {"reference": "a"}}', "null", "\xff"]
+)
+def test_a_list_of_utterances_that_cannot_be_read(made, path, tmp_path, index):
+    store.save(made.maps(), path, "key-1")
+    (path.parent / store.INDEX).write_bytes(index.encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"utterances\.json holds no readable list of .*: delete it and run 10_maps or"
+    ):
+        store.load_all(tmp_path, "tiny", "en")
+
+
+def test_a_run_that_left_every_utterance_out(tmp_path):
+    store.save_index({}, tmp_path, "tiny", "en")
+    with pytest.raises(ValueError, match=r"utterances\.json lists no utterance, as all were left out: explain others"):
+        store.load_all(tmp_path, "tiny", "en")
+
+
+def test_references_of_the_last_run_replace_those_of_the_maps(made, path, tmp_path):
+    store.save(made.maps().assign_attrs(reference="the dgo"), path, "key-1")
+    for references, expected in ((None, "the dgo"), ({"made-1": "the dog"}, "the dog")):
+        store.save_index({"made-1": "key-1"}, tmp_path, "tiny", "en", references)
+        (maps,) = store.load_all(tmp_path, "tiny", "en")
+        assert maps.reference == expected
+    xr.testing.assert_identical(maps, store.load(path).assign_attrs(reference="the dog"))
 
 
 def test_texts(tmp_path):

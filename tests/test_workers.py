@@ -2,7 +2,10 @@
 
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
+import distributed
 import pytest
 import torch
 import xarray as xr
@@ -21,9 +24,9 @@ def test_no_workers_are_this_process():
             assert client is None
 
 
-@pytest.mark.parametrize("where", ["two", "0", "slurm:", "slurm:many", "-1"])
+@pytest.mark.parametrize("where", ["two", "0", "slurm:", "slurm:many", "-1", "tcp://localhost", "foo://localhost:1"])
 def test_a_place_that_is_none(where):
-    with pytest.raises(ValueError, match=r"^WORKERS is '.*': give the address of a Dask scheduler, a number of"):
+    with pytest.raises(ValueError, match=r"^WORKERS is '.*': give the address of a Dask scheduler such as tcp:"):
         connect(where).__enter__()
 
 
@@ -32,7 +35,42 @@ def test_nobody_answers():
         connect("tcp://127.0.0.1:9").__enter__()
 
 
-def test_workers_give_the_maps_of_one_process(model, utterances, tmp_path, capsys):
+@pytest.fixture
+def jobs(monkeypatch):
+    """What is asked of a cluster of SLURM; its stand-in has no workers."""
+    jobqueue, asked = pytest.importorskip("dask_jobqueue"), []
+
+    class Cluster(distributed.LocalCluster):
+        def __init__(self, *arguments, **options):
+            asked.append((arguments, options, self))
+            super().__init__(n_workers=0, processes=False, dashboard_address=None)
+
+        def scale(self, n=None, jobs=None):
+            asked.extend([jobs] if jobs else [])  # closing scales to no workers
+
+    monkeypatch.setattr(jobqueue, "SLURMCluster", Cluster)
+    return asked
+
+
+def test_jobs_of_slurm_are_as_its_configuration_says_and_as_many_as_asked_for(jobs):
+    with connect("slurm:3") as client:
+        (arguments, options, cluster), scaled = jobs
+        assert (arguments, options, scaled) == ((), {}, 3)
+        assert client.scheduler.address == cluster.scheduler_address
+    assert cluster.status == distributed.Status.closed and client.status == "closed"
+
+
+def test_a_cluster_is_closed_though_nothing_answers(jobs, monkeypatch):
+    def silent(*arguments, **options):
+        raise TimeoutError
+
+    monkeypatch.setattr(distributed, "Client", silent)
+    with pytest.raises(OSError, match="No Dask scheduler answers at slurm:3: start one there, or change WORKERS"):
+        connect("slurm:3").__enter__()
+    assert jobs[0][2].status == distributed.Status.closed
+
+
+def test_workers_elsewhere_give_the_maps_of_one_process(model, utterances, tiny_folder, tmp_path, capsys, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # their number moves rounding
     try:
@@ -40,10 +78,15 @@ def test_workers_give_the_maps_of_one_process(model, utterances, tmp_path, capsy
     finally:
         torch.set_num_threads(threads)
     capsys.readouterr()
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread each, of a worker that is started again, too
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model, "source", os.path.relpath(tiny_folder))
+    relative = [replace(u, audio_path=Path(os.path.relpath(u.audio_path)), manifest=None) for u in utterances]
     with connect("2") as client:
-        client.run(torch.set_num_threads, 1)
+        assert list(client.run(torch.get_num_threads).values()) == [1, 1]
+        client.run(os.chdir, "/")
         client.run(_dies_once, str(tmp_path / "died"))
-        explain_corpus(model, utterances, ["en", "en-it"], tmp_path / "two", SMALL, client)
+        explain_corpus(model, relative, ["en", "en-it"], "two", SMALL, client)
         assert (tmp_path / "died").exists()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[-1].startswith("tiny en+en-it 2/2 ") and lines[-1].endswith(" 0 s left")

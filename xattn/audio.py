@@ -16,6 +16,8 @@ WINDOW_SAMPLES = SAMPLE_RATE * 25 // 1000  # 400 samples
 FRAME_SAMPLES = SAMPLE_RATE * 10 // 1000  # 160 samples
 N_MELS = 80  # bands of the filterbank
 MEL_LOW = 20.0  # Hz, lower edge of the first band; the upper edge of the last one is the Nyquist frequency
+# Of a compressed recording, whose frames end where they must, this much may be missing.
+MISSING_SECONDS, MISSING_SHARE = 0.5, 0.02
 INT16_SCALE = 2**15  # Kaldi's filterbank expects samples in the range of 16-bit integers
 
 
@@ -146,11 +148,29 @@ def _read_ffmpeg(path: Path) -> tuple[np.ndarray, int]:
     with av.open(str(path)) as container:
         if not container.streams.audio:
             raise ValueError(f"{path} holds no audio track: choose a file with sound.")
-        stream = container.streams.audio[0]
-        planar = av.AudioResampler(format="fltp")
-        frames = [frame.to_ndarray() for decoded in container.decode(stream) for frame in planar.resample(decoded)]
+        stream, announced = container.streams.audio[0], _announced_seconds(container)
+        planar, frames, end = av.AudioResampler(format="fltp"), [], 0.0
+        for packet in container.demux():  # of all streams, as a film may go on without sound
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == stream.index:
+                frames += [frame.to_ndarray() for decoded in packet.decode() for frame in planar.resample(decoded)]
+        seconds = end - (container.start_time or 0) / av.time_base
+        if seconds < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
+            raise ValueError(
+                f"{path} ends after {seconds:.1f} of the {announced:.1f} s it announces: replace it by a complete copy."
+            )
         nothing = np.zeros((stream.codec_context.channels, 0), np.float32)
         return np.concatenate([nothing, *frames], axis=1).T, stream.codec_context.sample_rate
+
+
+def _announced_seconds(container: av.container.InputContainer) -> float:
+    """How long a recording says it lasts; 0 where it does not, and FFmpeg guesses from its size and first bit rate."""
+    announced = (container.duration or 0) / av.time_base
+    streams = (*container.streams.audio, *container.streams.video)
+    rate = sum(getattr(stream.codec_context, "bit_rate", None) or 0 for stream in streams)  # None of an unknown codec
+    guessed = rate and 8 * container.size / rate >= (1 - MISSING_SHARE) * announced
+    return 0.0 if guessed else announced
 
 
 def _check(audio: np.ndarray, rate: int, name: str) -> None:

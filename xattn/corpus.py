@@ -17,7 +17,7 @@ from xattn.store import write_whole
 REQUIRED_COLUMNS = ("id", "audio", "language", "transcript")
 WORD_COLUMNS = ("id", "word", "start", "end")
 DURATION_TOLERANCE = 0.05  # seconds by which the manifest and the audio may disagree
-ID_BYTES = 200  # of UTF-8: file names may have 255, and those made of an id add an extension and a process number
+ID_BYTES = 200  # of UTF-8: file names may have 255, and those made of an id add an extension and a random one
 
 
 class Word(NamedTuple):
@@ -72,6 +72,11 @@ class Utterance:
             return load_audio(self.audio_path)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+
+    def text(self, setting: str) -> str:
+        """Its transcript in a setting of its own language, such as "en", its translation in one such as "en-it"; empty
+        where there is none."""
+        return self.transcript if setting == self.language else self.translation
 
     def reference(self, setting: str) -> str:
         """The text a model should produce: the transcript for "en" or "it" (ASR), the translation for "en-it" (ST).
@@ -303,6 +308,8 @@ def _read_csv(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
             return list(reader.fieldnames or ()), list(enumerate(reader, start=2))
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not encoded in UTF-8: save it again as CSV in UTF-8.") from error
+    except csv.Error as error:
+        raise ValueError(f"{table} cannot be read as CSV ({error}): look for a quote that is not closed.") from error
 
 
 def _read_parquet(table: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

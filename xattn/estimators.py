@@ -23,7 +23,9 @@ from scipy.ndimage import gaussian_filter1d
 from xattn.occlusion import Masks, Partition
 
 ESTIMATORS = ("mean", "sqrt_mean", "ridge", "sqrt_ridge")
-SIGMA = 1.0  # steps: how far the prior makes neighbours alike; superpixels are smooth enough without
+# How far the prior makes neighbouring steps alike. Superpixels have no such prior: a Gaussian over time and band,
+# 2 cells wide, gave r 0.89 instead of 0.87 (1,000 of 20,000 masks, 8 utterances), which is not worth its code and time.
+SIGMA = 1.0  # steps
 STRENGTH = 3.0  # of the shrinkage, in units of the mean prior variance of a score
 BLOCK = 1024  # perturbations whose masks are in memory at once
 
@@ -83,10 +85,10 @@ class UnitWeights:
     def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitWeights":
         """From the scores (N, I) of all perturbations, or of those `used` (N,); solves for one unknown each."""
         rows = np.arange(len(scores)) if used is None else np.flatnonzero(used)
-        hidden = masks.draw(0, len(scores))[1][rows].astype(np.float64)  # (N, K)
-        covariance = torch.from_numpy(hidden) @ torch.from_numpy(_covariance(masks.partition.labels) @ hidden.T)
-        centre = torch.eye(len(rows), dtype=torch.float64) - 1 / len(rows)
-        gram = centre @ covariance @ centre
+        hidden = masks.draw(0, rows[-1] + 1)[1][rows].astype(np.float64)  # (N, K)
+        gram = torch.from_numpy(hidden) @ torch.from_numpy(_covariance(masks.partition.labels) @ hidden.T)
+        gram -= gram.mean(dim=0)
+        gram -= gram.mean(dim=1, keepdim=True)
         gram.diagonal().add_(STRENGTH * gram.diagonal().mean())
         scores = scores[rows].astype(np.float64)
         centred = torch.from_numpy(scores - scores.mean(axis=0))

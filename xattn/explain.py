@@ -24,6 +24,7 @@ from xattn.store import Checkpoint
 
 VERSION = 6  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
+BATCH_SIZES = {"cuda": 128}  # 32 elsewhere
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -41,14 +42,18 @@ class Occlusion:
     input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
     input_p, encoder_p: probability that a segment, or an encoder step, is hidden (0.5 and 0.7 in the paper).
     seed: together with the utterance's id it fixes every mask.
-    precision: of the perturbed passes, "float32", "bfloat16" (halves their time where the processor has it; scores
-        correlate with those of float32 at 0.9999), or "auto": bfloat16 where the device computes in it.
+    precision: of the perturbed passes, "float32", "bfloat16", which halves their time where the processor has it, or
+        "auto": bfloat16 where the device computes in it. Scores of bfloat16 correlate with those of float32 at 0.9999
+        over all tokens together and at 0.9996 for the median token, but at down to 0.88 for tokens that hardly depend
+        on the input (mean KL of 0.001 nats). Normalisation brings these out: normalised maps correlate at 0.98 to 0.99
+        (SM^X) and 0.998 (SM^H), and a head's rho moves by up to 0.03 and 0.005 (base, 200 perturbations).
     estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "sqrt_mean",
         "ridge" or "sqrt_ridge".
     reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
         split-half reliability; 1, which none has, asks for all.
     pyramid: of xattn.segments, which superpixels are hidden: "published" (the paper's), or "spread".
-    batch_size: perturbations computed at once; it affects speed, and the numbers only by rounding.
+    batch_size: perturbations computed at once, fewer where memory does not suffice; None, 128 on a GPU and 32
+        elsewhere. It affects speed, and the numbers only by rounding.
     """
 
     input_masks: int = 2000
@@ -60,7 +65,7 @@ class Occlusion:
     estimator: str = "mean"
     reliability: float = 1.0
     pyramid: str = "published"
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -72,15 +77,19 @@ class Occlusion:
         for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
-        for name in ("input_masks", "encoder_masks", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number of at least 1.")
+        for name, least in (("input_masks", 1), ("encoder_masks", 1), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
 
     def on(self, device: torch.device) -> "Occlusion":
-        """The same with precision "auto" decided for the device."""
-        if self.precision != "auto":
-            return self
-        return replace(self, precision="bfloat16" if has_bfloat16(device) else "float32")
+        """The same with precision "auto" and batch_size None decided for the device."""
+        precision, batch_size = self.precision, self.batch_size or BATCH_SIZES.get(device.type, 32)
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(device) else "float32"
+        return replace(self, precision=precision, batch_size=batch_size)
 
 
 class NothingToExplain(ValueError):
@@ -208,7 +217,7 @@ def explain_targets(
         own = {
             "setting": each.setting,
             "hypothesis": model.text(each.ids),
-            "reference": utterance.transcript if each.setting == source else utterance.translation,
+            "reference": utterance.text(each.setting),
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}

@@ -25,6 +25,7 @@ from torch import Tensor
 CHECKPOINT_SECONDS = 10.0
 CACHED = 2**19  # numbers
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
+NO_MEMORY = ("you tried to allocate", "STATUS_ALLOC_FAILED")  # what torch says of a processor, and of cuBLAS or cuDNN
 
 
 @dataclass(frozen=True)
@@ -120,32 +121,52 @@ def occlude(
 
     Args:
         score: takes keep (B, *cells), 1 where the input stays and 0 where it is hidden, and returns (B, I).
-        batch_size: perturbations scored at once; it affects rounding only.
+        batch_size: perturbations scored at once; halved as often as memory does not suffice. It affects rounding only.
         done: scores of the first perturbations, from an interrupted run.
         checkpoint: is given all scores so far every CHECKPOINT_SECONDS.
         enough: is given all scores so far after 200 perturbations and whenever they have grown by a quarter; where it
             says so, the rest is left out.
+
+    Raises:
+        FloatingPointError: a score is not finite. MemoryError: there is not enough even for one perturbation.
     """
     if masks.number < 1:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
     labels = torch.from_numpy(masks.partition.labels).to(device)
     batches, count, saved = ([], 0, time.monotonic()) if done is None else ([done], len(done), time.monotonic())
     for stop in _stops(masks.number) if enough else [masks.number]:
-        for start in range(count, stop, batch_size):
-            count = min(start + batch_size, stop)
-            scores = score(_keep(masks, labels, start, count)).float()
+        while count < stop:
+            following = min(count + batch_size, stop)
+            try:
+                scores = score(_keep(masks, labels, count, following)).float().cpu()
+            except (MemoryError, RuntimeError) as error:
+                if not _is_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise MemoryError(
+                        "There is not enough memory to score a single perturbation: take a shorter recording, a "
+                        "smaller model, or a device with more memory."
+                    ) from error
+                batch_size //= 2
+                continue
             if not scores.isfinite().all():
                 raise FloatingPointError(
                     "The model gave a score that is not finite: check its weights and the recording."
                 )
-            batches.append(scores.cpu().numpy())
+            batches.append(scores.numpy())
+            count = following
             if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 checkpoint(np.concatenate(batches))
                 saved = time.monotonic()
         batches = [np.concatenate(batches)]
-        if enough and enough(batches[0][:stop]):
+        if stop < masks.number and enough(batches[0][:stop]):
             break
     return batches[0][:stop]
+
+
+def _is_of_memory(error: Exception) -> bool:
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in NO_MEMORY)
 
 
 def _keep(masks: Masks, labels: Tensor, start: int, stop: int) -> Tensor:

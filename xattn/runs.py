@@ -4,9 +4,10 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 
 from xattn import store
 from xattn.corpus import Utterance
@@ -26,7 +27,8 @@ def explain_corpus(
 
     Args:
         settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
-        client: of `xattn.workers.connect`; its workers have to see the model's and the corpus's files and `folder`.
+        client: of `xattn.workers.connect`; its workers have to see the model's and the corpus's files and `folder`, and
+            their threads take turns, so that one each is enough.
 
     An utterance for which the model writes fewer than two tokens is left out, as nothing can be correlated there.
     """
@@ -37,7 +39,8 @@ def explain_corpus(
             f"Utterance {foreign.id} is spoken in {foreign.language!r}, but not all of the settings "
             f"{', '.join(settings)} start from it: explain one source language at a time."
         )
-    unit = partial(explain_into, settings=list(settings), folder=Path(folder), occlusion=occlusion.on(model.device))
+    folder = Path(folder).resolve()  # workers may be elsewhere
+    unit = partial(explain_into, settings=list(settings), folder=folder, occlusion=occlusion.on(model.device))
     if client is None:
         outcomes = ((utterance, unit(model, utterance)) for utterance in utterances)
     else:
@@ -55,7 +58,8 @@ def explain_corpus(
             )
     for setting in settings:
         index = {u.id: keys[u.id][setting] for u in utterances if keys[u.id]}
-        store.save_index(index, folder, model.name, setting)
+        references = {utterance.id: utterance.text(setting) for utterance in utterances}
+        store.save_index(index, folder, model.name, setting, references)
 
 
 def explain_into(
@@ -70,6 +74,8 @@ def explain_into(
         "version": VERSION,
         "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
     }
+    if occlusion.reliability < 1:  # perturbations end where the maps of all settings are reliable
+        origin["settings"] = sorted(settings)
     keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
     paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
     if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
@@ -96,7 +102,7 @@ def cost(
     """
     targets = [setting.rpartition("-")[2] for setting in settings]
     utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
-    few = occlusion.batch_size
+    few = occlusion.on(model.device).batch_size
     seconds, size = {}, 0.0
     for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first one warms up
         started = time.monotonic()
@@ -118,15 +124,32 @@ def cost(
 def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
     from distributed import as_completed
 
-    folder, device = Path(model.source), str(model.device)
+    folder = Path(model.source)
     source = str(folder.resolve()) if folder.is_dir() else model.source  # a hub id has no folder
-    futures = {client.submit(_on_worker, source, device, unit, item, pure=False): item for item in utterances}
+    task = partial(_on_worker, source, str(model.device), model.weights_hash, unit)
+    futures = {client.submit(task, _resolved(utterance), pure=False): utterance for utterance in utterances}
     for future, outcome in as_completed(futures, with_results=True):
         yield futures[future], outcome
 
 
-def _on_worker(source: str, device: str, unit: Callable, utterance: Utterance) -> tuple[dict[str, str], str]:
-    return unit(_loaded(source, device), utterance)
+def _resolved(utterance: Utterance) -> Utterance:
+    manifest = utterance.manifest and utterance.manifest.resolve()
+    return replace(utterance, audio_path=utterance.audio_path.resolve(), manifest=manifest)
 
 
-_loaded = cache(load_model)  # once a worker
+def _on_worker(
+    source: str, device: str, weights_hash: str, unit: Callable, utterance: Utterance
+) -> tuple[dict[str, str], str]:
+    with _turn:
+        return unit(_loaded(source, device, weights_hash), utterance)
+
+
+_turn = Lock()  # threads of a worker share the model, whose attention is switched to another implementation and back
+
+
+@lru_cache(maxsize=1)  # a worker may outlive many models
+def _loaded(source: str, device: str, weights_hash: str) -> S2TModel:
+    model = load_model(source, device)
+    if model.weights_hash != weights_hash:
+        raise ValueError(f"{source} holds other weights than the model that was loaded from it: load it again.")
+    return model

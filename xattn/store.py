@@ -4,9 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import xarray as xr
@@ -17,6 +21,7 @@ from xattn.estimators import expand
 KEY, CONTENTS = "key", "contents"
 INDEX = "utterances.json"
 AGAIN = "run 10_maps or 11_released again"
+LEFT_SECONDS = 3600.0  # after which nobody is still writing a file
 
 
 def key_of(parameters: dict) -> str:
@@ -35,25 +40,19 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def save(maps: xr.Dataset, path: Path, key: str) -> None:
-    """Write maps under a temporary name and rename them whole; SM^X only in its compact form, if it has one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    group = temporary.with_name(f"{temporary.name}.zarr")
-    shutil.rmtree(group, ignore_errors=True)
+    """Write maps whole or not at all; SM^X only in its compact form, if it has one. OSError: they could not be."""
     compact = maps.drop_vars("input_saliency") if "segmentation" in maps else maps
     compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
-    try:
-        compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
-        # One file can be renamed in one step, and carries a checksum of every part.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for file in sorted(file for file in group.rglob("*") if file.is_file()):
-                archive.write(file, file.relative_to(group).as_posix())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error.strerror}): make room and {AGAIN}.") from error
-    finally:
-        shutil.rmtree(group, ignore_errors=True)
+    with _renamed(path, AGAIN) as temporary:
+        group = temporary.with_name(f"{temporary.name}.zarr")
+        try:
+            compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
+            # One file can be renamed in one step, and carries a checksum of every part.
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+                for file in sorted(file for file in group.rglob("*") if file.is_file()):
+                    archive.write(file, file.relative_to(group).as_posix())
+        finally:
+            shutil.rmtree(group, ignore_errors=True)
 
 
 def load(path: Path) -> xr.Dataset:
@@ -61,35 +60,52 @@ def load(path: Path) -> xr.Dataset:
     return expand(_read(path, whole=True))
 
 
-def save_index(keys: dict[str, str], folder: str | Path, model: str, setting: str) -> None:
+def save_index(
+    keys: dict[str, str], folder: str | Path, model: str, setting: str, references: dict[str, str] | None = None
+) -> None:
     """Record which utterances a run of a model and setting covers, and under which keys, so that those of an earlier
-    run stay out of it."""
-    write_whole(Path(folder) / model / setting / INDEX, json.dumps(keys).encode())
+    run stay out of it; and their references where they are known, as a corrected one makes no new maps."""
+    index = {id: {KEY: key, "reference": references[id]} if references else key for id, key in keys.items()}
+    write_whole(Path(folder) / model / setting / INDEX, json.dumps(index).encode())
 
 
 def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
-    """The maps of the last finished run of a model and setting, in the order of its utterances, read one at a time.
+    """The maps of the last finished run of a model and setting, in the order of its utterances, read one at a time,
+    with the references that its corpus had.
 
     Raises:
         FileNotFoundError: there was none.
-        ValueError: maps are damaged, or were made again under other parameters by a run that did not finish.
+        ValueError: it left every utterance out; or maps or the list of utterances are damaged, or maps were made again
+            under other parameters by a run that did not finish.
     """
-    index = Path(folder) / model / setting / INDEX
-    if not index.is_file():
+    path = Path(folder) / model / setting / INDEX
+    if not path.is_file():
         raise FileNotFoundError(
             f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps or 11_released first."
         )
-    keys = json.loads(index.read_text(encoding="utf-8"))
-    return (_load_keyed(path_of(folder, model, setting, utterance), key) for utterance, key in keys.items())
+    index = _read_index(path)
+    if not index:
+        raise ValueError(f"{path} lists no utterance, as all were left out: explain others, or take another model.")
+    return (_load_keyed(path_of(folder, model, setting, id), *found) for id, found in index.items())
 
 
-def _load_keyed(path: Path, key: str) -> xr.Dataset:
+def _read_index(path: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    """The key of every utterance, and what replaces attributes of its maps; older indexes hold keys alone."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        entries = {id: {KEY: entry} if isinstance(entry, str) else dict(entry) for id, entry in index.items()}
+        return {id: (entry.pop(KEY), entry) for id, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no readable list of utterances ({error}): delete it and {AGAIN}.") from error
+
+
+def _load_keyed(path: Path, key: str, replaced: dict[str, str]) -> xr.Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is gone: {AGAIN}.")
     maps = load(path)
     if maps.attrs.get(KEY) != key:
         raise ValueError(f"{path} was made under other parameters than the last finished run: {AGAIN}.")
-    return maps
+    return maps.assign_attrs(replaced)
 
 
 class Checkpoint:
@@ -100,23 +116,26 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, key: str):
-        self.path, self.key, self.scores = path, key, {}
+        self.path, self.key, self.scores, self.told = path, key, {}, False
         try:
             with np.load(path, allow_pickle=False) as file:
                 scores = dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except Exception:  # whatever flipped bits make of an archive
             return
         if str(scores.pop(KEY, "")) == key:
             self.scores = scores
 
     def save(self, place: str, scores: np.ndarray) -> None:
-        """Write them, whole or not at all."""
+        """Write them, whole or not at all; where that fails, as on a full disk, say so once and go on."""
         self.scores[place] = scores
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(self.path)
-        with temporary.open("wb") as file:
-            np.savez(file, **self.scores, **{KEY: np.array(self.key)})
-        os.replace(temporary, self.path)
+        try:
+            remedy = "kills will cost seconds again; the run goes on"
+            with _renamed(self.path, remedy) as temporary, temporary.open("wb") as file:
+                np.savez(file, **self.scores, **{KEY: np.array(self.key)})
+        except OSError as error:
+            if not self.told:
+                print(error, flush=True)
+            self.told = True
 
 
 def save_texts(texts: list[str], path: Path, key: str) -> None:
@@ -135,20 +154,36 @@ def load_texts(path: Path, key: str) -> list[str] | None:
         raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it. OSError: it could not be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
+    with _renamed(path, "call this again") as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def _renamed(path: Path, remedy: str) -> Iterator[Path]:
+    """A temporary name beside `path`, of a file to write, which is then renamed; OSError: it could not be written."""
+    # A process number would be the same in two containers that share the folder.
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written ({error.strerror}): make room and call this again.") from error
+        reason = error.strerror or error
+        raise OSError(f"{path} could not be written ({reason}): make room and {remedy}.") from error
+    finally:
+        with suppress(OSError):  # it was renamed, or never written
+            temporary.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writes of `path` left behind, but nothing young, as another process may be writing it."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.part*"):
+        with suppress(OSError):  # another process sweeps, too
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _read(path: Path, whole: bool) -> xr.Dataset:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 # Where glibc gives freed memory back (Dask tells it to do so at once), every batch pays for fresh pages: two to three
 # times the time. The Makefile sets the same for this process.
 MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 KEPT = 2**30  # bytes
 
-WHERE = "the address of a Dask scheduler, a number of processes such as 2, or slurm:8 for as many jobs of a cluster"
+WHERE = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or jobs as slurm:8"
 
 
 @contextmanager
@@ -32,31 +32,34 @@ def connect(where: str | None = None) -> Iterator:
     try:
         import dask
         from distributed import Client, LocalCluster
+        from distributed.comm import get_address_host_port
     except ImportError as error:
         raise ImportError("WORKERS needs Dask: install it with `pip install 'xattn[cluster]'`.") from error
-    if where.isdigit():
-        threads = max(1, (os.cpu_count() or 1) // int(where))
-        with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": KEPT for name in MEMORY}):
-            cluster = LocalCluster(
-                n_workers=int(where),
-                threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
-                dashboard_address=None,
-                env={"OMP_NUM_THREADS": str(threads)},
-            )
-    elif kind == "slurm":
-        from dask_jobqueue import SLURMCluster
-
-        cluster = SLURMCluster()
-        cluster.scale(jobs=int(number))
-    else:
+    with ExitStack() as stack:
         cluster = where
-    try:
-        client = Client(cluster, timeout=30)
-    except (OSError, TimeoutError) as error:
-        raise OSError(f"No Dask scheduler answers at {where}: start one there, or change WORKERS.") from error
-    try:
+        if where.isdigit():
+            threads = max(1, (os.cpu_count() or 1) // int(where))
+            with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": KEPT for name in MEMORY}):
+                cluster = stack.enter_context(
+                    LocalCluster(
+                        n_workers=int(where),
+                        threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
+                        dashboard_address=None,
+                        env={"OMP_NUM_THREADS": str(threads)},
+                    )
+                )
+        elif kind == "slurm":
+            from dask_jobqueue import SLURMCluster
+
+            cluster = stack.enter_context(SLURMCluster())
+            cluster.scale(jobs=int(number))
+        else:
+            try:
+                get_address_host_port(where)
+            except ValueError as error:  # no port, or an unknown protocol
+                raise ValueError(f"WORKERS is {where!r}: give {WHERE}.") from error
+        try:
+            client = stack.enter_context(Client(cluster, timeout=30))
+        except (OSError, TimeoutError) as error:
+            raise OSError(f"No Dask scheduler answers at {where}: start one there, or change WORKERS.") from error
         yield client
-    finally:
-        client.close()
-        if cluster is not where:
-            cluster.close()
