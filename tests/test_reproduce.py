@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 
 from xattn.reproduce import (
     RELEASED_STEPS,
+    ROOT,
     STEPS,
     NotebookFailed,
     Step,
@@ -23,6 +23,7 @@ from xattn.reproduce import (
     steps_of,
 )
 
+PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 PROFILE = {
     "profile": "tiny",
     "data": "data",
@@ -346,13 +347,13 @@ def test_a_wrong_profile_of_released_files_ends_in_one_sentence(root, change, se
 
 def test_the_command_line_says_what_is_wrong_in_one_sentence():
     command = [sys.executable, "-m", "xattn.reproduce", "notebooks/profiles/huge.yaml"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2
     assert result.stderr.startswith("error: There is no profile notebooks/profiles/huge.yaml; profiles in ")
     assert "full, mini, paper, released, smoke" in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("path", sorted(Path("notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_shipped_profiles_are_valid(path):
     profile = load_profile(path)
     pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
@@ -366,6 +367,38 @@ def test_the_shipped_profiles_are_valid(path):
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000
         assert (profile["input_p"], profile["encoder_p"]) == (0.5, 0.7)
+
+
+@pytest.mark.parametrize("name", ["smoke", "full"])
+def test_the_cost_of_all_steps_that_make_maps_is_told(name, monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def cost(model, corpus, settings, occlusion):
+        calls.append((model, [u.language for u in corpus], settings, occlusion.pyramid, occlusion.input_masks))
+        return 1800.0, 5e8
+
+    monkeypatch.setattr("xattn.reproduce.load_model", lambda folder, device: (folder, device))
+    monkeypatch.setattr("xattn.reproduce.cost", cost)
+    monkeypatch.chdir(tmp_path)  # a run's paths start in the repository, wherever the command is given
+    path = ROOT / "notebooks" / "profiles" / f"{name}.yaml"
+    run(path, dry_run=True, figures=str(tmp_path))
+    profile, printed = load_profile(path), capsys.readouterr().out
+    jobs = {
+        (model, source): [setting for setting in settings if setting[:2] == source]
+        for model, settings in profile["settings"].items()
+        for source in dict.fromkeys(setting[:2] for setting in settings)
+    }
+    number, masks = profile["utterances"], profile["input_masks"]
+    expected = [
+        ((f"data/models/{model}", "cpu"), [source] * number, settings, "published", masks)
+        for (model, source), settings in jobs.items()
+    ]
+    expected.append((("data/models/base", "cpu"), ["en"] * number, ["en"], "spread", masks))
+    assert calls == expected and len(calls) == {"smoke": 3, "full": 6}[name]
+    assert printed.count("stale ") == len(STEPS) + len(jobs) - 1
+    assert printed.count(": about 30.0 min and 500 MB\n") == len(calls)
+    hours = f"{len(calls) / 2:.1f}"  # half an hour and half a GB each
+    assert f"The maps would take about {hours} h and at most {hours} GB, one after the other." in printed
 
 
 def test_the_steps_read_only_from_steps_before_them():

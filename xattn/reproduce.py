@@ -325,17 +325,28 @@ def execute(job: Job, root: Path) -> float:
     return seconds
 
 
+def cost_of_maps(given: dict) -> tuple[float, float]:
+    """Seconds and bytes of the maps of a step with these parameters; relative paths start in the current folder.
+
+    A step that is given no pyramid makes maps of its own, of the profile's first pair and with the other pyramid.
+    """
+    occlusion = Occlusion(**{"pyramid": "spread"} | {key: given[key] for key in OCCLUSION if key in given})
+    model, settings = given.get("model"), given.get("settings")
+    if model is None:
+        name, _, setting = given["pairs"][0].partition("/")
+        model, settings = given["models"][name], [setting]
+    language = settings[0].partition("-")[0]
+    corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
+    return cost(load_model(model, given["device"]), corpus, settings, occlusion)
+
+
 def foretell(jobs: list[Job]) -> None:
     """Print what would run and, from a few masks of each, about what the maps would cost."""
     hours, gigabytes = 0.0, 0.0
     for job in jobs:
         print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""), end="")
         if job.stale and "input_masks" in job.parameters:
-            given = job.parameters
-            occlusion = Occlusion(**{key: given[key] for key in OCCLUSION})
-            language = given["settings"][0].partition("-")[0]
-            corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
-            seconds, size = cost(load_model(given["model"], given["device"]), corpus, given["settings"], occlusion)
+            seconds, size = cost_of_maps(job.parameters)
             hours, gigabytes = hours + seconds / 3600, gigabytes + size / 1e9
             print(f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB", end="", flush=True)
         print()
@@ -391,7 +402,8 @@ def run(
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
     if dry_run:
-        foretell(jobs)
+        with chdir(root):
+            foretell(jobs)
         return
     if not stale:
         print(f"{output} is up to date ({len(jobs)} notebooks); nothing to do.")
