@@ -101,7 +101,12 @@ STEPS = (
 
 # Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again.
 RELEASED_STEPS = (
-    Step("11_released", ("profile", "maps", "model", "settings"), ("maps/{model}/{setting}",), per_source=True),
+    Step(
+        "11_released",
+        ("profile", "maps", "model", "settings", "subsampling"),
+        ("maps/{model}/{setting}",),
+        per_source=True,
+    ),
     *(
         replace(step, needs=("11_released",))
         for step in STEPS
@@ -129,6 +134,9 @@ PROFILE_KEYS = {
     "device": str,
 }
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "settings": dict}
+# What a profile may leave out, with what is taken then: models that are passed over where their folders are not there,
+# and the frames of an encoder step of released maps.
+PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": []}, {"subsampling": 4}
 
 
 class NotebookFailed(RuntimeError):
@@ -147,6 +155,7 @@ class Job:
     inputs: str
     stale: str
     after: tuple[str, ...]  # names of the steps to wait for
+    note: str  # put into the captions of its tables
 
 
 def load_profile(path: Path) -> dict:
@@ -160,22 +169,33 @@ def load_profile(path: Path) -> dict:
         raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it there.") from None
     if not isinstance(profile, dict):
         raise ValueError(f"{path} must be a mapping with the keys {', '.join(PROFILE_KEYS)}.")
-    keys = RELEASED_KEYS if "released" in profile else PROFILE_KEYS
+    keys, defaults = (PROFILE_KEYS, PROFILE_DEFAULTS)
+    if "released" in profile:
+        keys, defaults = (RELEASED_KEYS, RELEASED_DEFAULTS)
     for key in [*profile, *keys]:
-        if key not in keys or key not in profile:
+        if key not in keys | defaults or key not in profile:
             what = "is missing" if key in keys else "is unknown"
-            raise ValueError(f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(keys)}.")
-    for key, kind in keys.items():
+            raise ValueError(
+                f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(keys)}, and may have "
+                f"{', '.join(defaults)}."
+            )
+    profile = defaults | profile
+    for key, kind in (keys | {key: type(value) for key, value in defaults.items()}).items():
         if type(profile[key]) is not kind:
             raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
     if "released" in profile:
         profile["models"] = {model: f"{profile['released']}/{model}" for model in profile["settings"]}
+        if profile["subsampling"] < 1:
+            raise ValueError(f"{path}: subsampling must be at least 1, not {profile['subsampling']}.")
     else:
         _check_occlusion(profile, path)
     if profile["profile"] != path.stem:
         raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
     if not profile["models"] or set(profile["models"]) != set(profile["settings"]):
         raise ValueError(f"{path}: models and settings must name the same models, at least one.")
+    optional = profile.get("optional", [])
+    if not set(map(str, optional)) < set(profile["models"]):
+        raise ValueError(f"{path}: optional must list models of the profile, not all of them, and not {optional!r}.")
     for model, settings in profile["settings"].items():
         if not re.fullmatch(r"[\w.-]+", str(model)):
             raise ValueError(f"{path}: the model name {model!r} must be letters, digits, dots, dashes, underscores.")
@@ -200,6 +220,20 @@ def _check_occlusion(profile: dict, path: Path) -> None:
         Occlusion(**{key: profile[key] for key in OCCLUSION})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def without_absent(profile: dict, root: Path) -> dict:
+    """The profile without its optional models whose folders are not there; its key `not_run` lists them."""
+    absent = [
+        model
+        for model in profile.get("optional", [])
+        if not (HUB_ID.fullmatch(profile["models"][model]) or (root / profile["models"][model]).is_dir())
+    ]
+    kept = {
+        key: {model: value for model, value in profile[key].items() if model not in absent}
+        for key in ("models", "settings")
+    }
+    return profile | kept | {"not_run": absent}
 
 
 def require_inputs(profile: dict, root: Path) -> None:
@@ -249,6 +283,7 @@ def plan(
         for model, settings in profile["settings"].items()
         for source in dict.fromkeys(setting.split("-")[0] for setting in settings)
     ]
+    note = f"Not run: {', '.join(profile['not_run'])}." if profile.get("not_run") else ""
     jobs, hashes = [], {}
     for step in steps or steps_of(profile, root):
         path = root / "notebooks" / f"{step.notebook}.ipynb"
@@ -270,7 +305,8 @@ def plan(
             stale = "not run yet" if not copy.exists() else f"{missing[0]} is missing" if missing else ""
             if not stale and recorded(copy).get("inputs") != inputs:
                 stale = "something it depends on has changed"
-            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, (*step.needs, *step.after)))
+            waits = (*step.needs, *step.after)
+            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, waits, note))
     return jobs
 
 
@@ -317,6 +353,10 @@ def execute(job: Job, root: Path) -> float:
         os.replace(running, failed)
         where = failed.relative_to(root)
         raise NotebookFailed(f"{job.name} failed with {' '.join(error.split())} (the traceback is in {where}).")
+    for file in job.outputs:
+        if job.note and file.suffix == ".md":
+            caption, gap, table = file.read_text(encoding="utf-8").partition("\n\n")
+            file.write_text(f"{caption} {job.note}{gap}{table}", encoding="utf-8")
     notebook = json.loads(running.read_text(encoding="utf-8"))
     notebook["metadata"]["xattn"] = {"inputs": job.inputs, "seconds": seconds}
     running.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -396,7 +436,11 @@ def run(
     ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest.
     """
     start = time.perf_counter()
-    profile = load_profile(path)
+    given = load_profile(path)
+    profile = without_absent(given, root)
+    for model in profile["not_run"]:
+        folder = given["models"][model]
+        print(f"{model} is not run: there is no {folder} (docs/paper_scale.md says how to make one).", flush=True)
     require_inputs(profile, root)
     jobs = plan(profile, root, steps, figures)
     stale = [job for job in jobs if job.stale]
