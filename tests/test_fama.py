@@ -229,6 +229,24 @@ def test_options_that_the_kit_does_not_have_are_in_one_sentence(made):
     conformer(CONFIGURATION | {"distance_penalty": None}, tiny(made).state_dict(), Path("here"))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"d_model": "wide"}, "expected int, got str"),
+        ({"conv_kernel_sizes": 5}, "has no len"),
+        ({"vocab_size": "many"}, "expected int, got str"),
+        ({"decoder_attention_heads": 3}, "divisible"),
+        ({"activation_function": "swoosh"}, "swoosh"),
+    ],
+)
+def test_options_of_another_kind_end_in_one_sentence(published, options, reason):
+    with pytest.raises(
+        ValueError, match=f"The configuration in .* is of no Conformer .*{reason}.*: give another model"
+    ) as error:
+        load_model(published(**options))
+    assert "\n" not in str(error.value)
+
+
 def test_pieces_and_text_are_those_of_the_tokenizer_it_was_published_with(published):
     folder = published()
     model = load_model(folder)
@@ -282,6 +300,16 @@ def test_files_that_are_missing_or_damaged(published):
     with pytest.raises(FileNotFoundError, match=f"{COMMIT} has no vocab.json, .*safetensors: fetch it again"):
         load_model(folder)
     shutil.copy(published(name="other") / "vocab.json", folder)
+    for name, sentence in (
+        ("vocab.json", "no JSON object of pieces"),
+        ("sentencepiece.bpe.model", "damaged or no Sent"),
+    ):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_text("{")
+        (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes())
+        with pytest.raises(ValueError, match=f"{name} is {sentence}.*: fetch it again"):
+            load_model(folder)
+        (folder / name).write_bytes(whole)
     (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes()[:500])
     with pytest.raises(ValueError, match="The weights in .* are damaged"):
         load_model(folder)

@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch import Tensor
 
+from xattn.models.conformer import read_pieces
 from xattn.models.fama import completed, conformer, language_ids
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of every dictionary, which its file leaves out
@@ -106,10 +106,7 @@ def read_vocabulary(spm: Path) -> tuple[Path, list[str]]:
         )
     lines = [line.rstrip().rpartition(" ") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     pieces = [*SPECIAL, *(piece for piece, _, _ in lines)]
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{spm} is damaged or no SentencePiece model: fetch it again.") from error
+    processor = read_pieces(spm)
     known = {processor.id_to_piece(token) for token in range(len(processor))}
     for piece, _, count in lines:
         if not (piece and count.isdecimal()):

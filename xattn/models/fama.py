@@ -92,19 +92,26 @@ def configuration(options: dict, source: Path) -> ConformerConfig:
         if name in options and options[name] != only and (options[name] or only)
     ]
     if problems:
-        raise ValueError(
-            f"The configuration in {source} is of no Conformer that the kit can build ({'; '.join(problems)}): give "
-            "another model."
-        )
+        raise ValueError(_no_conformer(source, "; ".join(problems)))
     given = {name: value for name, value in options.items() if name in (*NEEDED, *DEFAULTS) and value is not None}
-    return ConformerConfig(
-        **DEFAULTS | given,
-        num_conv_layers=len(options["conv_kernel_sizes"]),
-        encoder_ffn_dim=options.get("feed_forward_expansion_factor", 4) * options["d_model"],
-        ctc_encoder_layer=options.get("ctc_encoder_layer"),
-        ctc_vocab_size=options.get("ctc_vocab_size"),
-        tie_word_embeddings=bool(options.get("tie_word_embeddings")),
-        starts_with_eos=True,
+    try:
+        return ConformerConfig(
+            **DEFAULTS | given,
+            num_conv_layers=len(options["conv_kernel_sizes"]),
+            encoder_ffn_dim=options.get("feed_forward_expansion_factor", 4) * options["d_model"],
+            ctc_encoder_layer=options.get("ctc_encoder_layer"),
+            ctc_vocab_size=options.get("ctc_vocab_size"),
+            tie_word_embeddings=bool(options.get("tie_word_embeddings")),
+            starts_with_eos=True,
+        )
+    except Exception as error:  # whatever is made of values of another type
+        raise ValueError(_no_conformer(source, str(error))) from error
+
+
+def _no_conformer(source: Path, why: str) -> str:
+    return (
+        f"The configuration in {source} is of no Conformer that the kit can build ({' '.join(why.split())}): give "
+        "another model."
     )
 
 
@@ -135,7 +142,10 @@ def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> Confor
         origins, weights = ({name: each[embeddings[0]] for name in TIED} | each for each in (origins, weights))
     elif config.tie_word_embeddings and embeddings and not torch.equal(*(weights[name] for name in TIED)):
         problems.append(f"{' and '.join(origins[name] for name in TIED)} differ, which are shared")
-    network = ConformerForConditionalGeneration(config)
+    try:
+        network = ConformerForConditionalGeneration(config)
+    except Exception as error:  # such as heads that do not divide the width
+        raise ValueError(_no_conformer(source, str(error))) from error
     expected = network.state_dict()
     for name, tensor in weights.items():
         if name not in expected:
