@@ -316,6 +316,16 @@ def test_files_that_do_not_fit_each_other_end_in_one_sentence(tiny_folder, tmp_p
     assert capfd.readouterr() == ("", "")  # nor is a table printed
 
 
+def test_tensors_without_a_place_are_named(tiny_folder, tmp_path, capfd):
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    configuration = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(configuration | {"final_ctc": False}))
+    load_model(tmp_path / "tiny")
+    names = "encoder.final_ctc_fc.bias, encoder.final_ctc_fc.weight"
+    said = f"The network of {tmp_path / 'tiny' / 'config.json'} has no place for {names}: these are not used.\n"
+    assert capfd.readouterr() == (said, "")
+
+
 def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):
     tensors = load_file(tiny_folder / "model.safetensors")
     copy = tmp_path / "copy"

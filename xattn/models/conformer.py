@@ -24,6 +24,8 @@ from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, cmvn, log_mel, mel_centre
 from xattn.models import folder_hash
 from xattn.models.seq2seq import Seq2SeqModel, load_network
 
+BLANK = "<ctc_blank>"  # the reference's joint CTC models add it to a vocabulary that they have read
+NEVER_WRITTEN = ("<s>", "<pad>", "<unk>", BLANK)
 SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
 
 
@@ -351,7 +353,11 @@ class Vocabulary:
 
 
 class ConformerModel(Seq2SeqModel):
-    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel."""
+    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel.
+
+    The reference's models, which start with </s>, write no special token but </s>: their authors search with a penalty
+    of 10,000 on <unk>.
+    """
 
     frame_seconds, first_frame = FRAME_SECONDS, WINDOW_SECONDS / 2
     band_centres = mel_centres()
@@ -370,6 +376,10 @@ class ConformerModel(Seq2SeqModel):
                 f"token ids below {size}: fetch or train the model again."
             )
         self.tokenizer, self.languages = tokenizer, tuple(ids)
+        if self.config.starts_with_eos:
+            never = {token for token in range(size) if tokenizer.id_to_piece(token) in NEVER_WRITTEN}
+            tags = {token for token in ids.values() if token is not None}
+            network.generation_config.suppress_tokens = sorted(never | tags)
         self.padding_safe = not self.config.batch_unsafe_relative_shift
 
     @classmethod

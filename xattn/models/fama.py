@@ -15,7 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xattn.models import folder_hash
-from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel, Vocabulary
+from xattn.models.conformer import (
+    BLANK,
+    ConformerConfig,
+    ConformerForConditionalGeneration,
+    ConformerModel,
+    Vocabulary,
+)
 
 # Options that are taken over as they are, under transformers' names; those of DEFAULTS may be absent.
 NEEDED = (
@@ -53,15 +59,16 @@ RENAMED = (
     (r"^model\.", ""),
     (r"^lm_head\.", "decoder.output_projection."),
     (r"^encoder\.layers\.", "encoder.conformer_layers."),
+    (r"^encoder\.conv\.", "encoder.subsample."),
 )
 PROJECTION = re.compile(r"(.+)\.(in|qkv|q|k|v|query|key|value)_proj[._](weight|bias)")
-# Tables that are computed here, and the heads of joint CTC decoding, which the kit does not do.
+# Tables that are computed here, and the modules of joint CTC decoding beside the encoder and the decoder (auxiliary*,
+# ctc*), which the kit does not do.
 LEFT_OUT = re.compile(r".+\.positional_encoding\.pe|(en|de)coder\.(version|embed_positions\..+)|(auxiliary|ctc)\w*\..+")
 CTC_HEAD = ("encoder.ctc_fc.weight", "encoder.ctc_fc.bias")
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 
 LANGUAGE_TAG = re.compile(r"<lang:(.+)>")
-BLANK = "<ctc_blank>"  # the reference's joint CTC models add it to a vocabulary that they have read
 
 
 def renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -118,8 +125,9 @@ def _no_conformer(source: Path, why: str) -> str:
 def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> ConformerForConditionalGeneration:
     """The Conformer of these options and weights, in evaluation mode and float32.
 
-    Every tensor is used once, but for those of LEFT_OUT and for a CTC head without a layer among the options, and
-    every parameter is filled.
+    Every tensor is used once, but for those of LEFT_OUT (computed tables, and modules named auxiliary* or ctc* beside
+    the encoder and the decoder) and for `encoder.ctc_fc`, the intermediate CTC head, where no layer for it is among the
+    options; these are dropped, as no output depends on them. Every parameter is filled.
 
     ValueError: something does not fit; everything that does not is in one sentence.
     """

@@ -67,6 +67,9 @@ def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     absent = sorted(report["missing_keys"])
     if absent:
         raise ValueError(f"The safetensors files of {folder} lack {_first(absent, ', ')}: fetch or train them again.")
+    unused = sorted(report["unexpected_keys"])
+    if unused:  # which released checkpoints may have from older versions of their architectures
+        print(f"The network of {folder / 'config.json'} has no place for {_first(unused, ', ')}: these are not used.")
     return network.eval()
 
 
