@@ -451,6 +451,14 @@ def test_the_cost_of_all_steps_that_make_maps_is_told(name, monkeypatch, capsys,
     assert f"The maps would take about {hours} h and at most {hours} GB, one after the other." in printed
 
 
+def test_a_dry_run_says_that_a_device_is_not_there(tmp_path):
+    smoke = yaml.safe_load((ROOT / "notebooks" / "profiles" / "smoke.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "smoke.yaml"
+    path.write_text(yaml.safe_dump(smoke | {"device": "gpu"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^There is no device 'gpu' here .*: set device to cpu, or run this where"):
+        run(path, dry_run=True, figures=str(tmp_path))
+
+
 def test_the_steps_read_only_from_steps_before_them():
     names = [step.notebook for step in STEPS]
     assert len(set(names)) == len(names) > 0
