@@ -260,12 +260,12 @@ def foretell(jobs: list[Job]) -> None:
     """Print what would run and, from a few masks of each, about what the maps would cost."""
     hours, gigabytes = 0.0, 0.0
     for job in jobs:
-        print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""), end="")
+        line = f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else "")
         if job.stale and "input_masks" in job.parameters:
             seconds, size = cost_of_maps(job.parameters)
             hours, gigabytes = hours + seconds / 3600, gigabytes + size / 1e9
-            print(f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB", end="", flush=True)
-        print()
+            line += f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB"
+        print(line, flush=True)
     if hours:
         print(f"The maps would take about {hours:.1f} h and at most {gigabytes:.1f} GB, one after the other.")
 
