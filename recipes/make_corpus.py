@@ -10,23 +10,20 @@ split, language, index).
 
 import argparse
 import hashlib
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
 
+from recipes.features import energies, in_parallel, replace_whole, told, write_features, write_table
 from recipes.grammar import Sentence, split
 from recipes.room import NOISES, Talkers, noise, reverberate
 from recipes.synthesise import HELD_OUT_VOICES, PUNCTUATION, VOICES, Word, speak
-from xattn.audio import FRAME_SECONDS, N_MELS, SAMPLE_RATE, log_mel
+from xattn.audio import FRAME_SECONDS, SAMPLE_RATE
 
 SEED = 2024
 SENTENCES = {"train": 18_000, "dev": 40, "test": 100}
@@ -108,7 +105,7 @@ def make_dev_and_test(data: Path, language: str, seed: int, processes: int, rene
     recordings = [
         recording
         for part in ("dev", "test")
-        for recording in _in_parallel(partial(record, language, part, seed), SENTENCES[part], processes)
+        for recording in in_parallel(partial(record, language, part, seed), range(SENTENCES[part]), processes)
     ]
     rows = pd.DataFrame([recording.row for recording in recordings], columns=MANIFEST)
     manifest = _read_table(data / "manifest.csv", MANIFEST)
@@ -127,15 +124,15 @@ def make_dev_and_test(data: Path, language: str, seed: int, processes: int, rene
     folder = data / "audio" / language
     for recording in recordings:
         write = partial(soundfile.write, data=recording.pcm, samplerate=SAMPLE_RATE, format="FLAC")
-        _replace(data / recording.row["audio"], write)
+        replace_whole(data / recording.row["audio"], write)
     for path in set(folder.glob("*/*.flac")) - {data / audio for audio in rows.audio}:
         path.unlink()
     words = _read_table(data / "words.csv", WORDS)
     spoken = [(r.row["id"], word.text, word.start, word.end) for r in recordings for word in r.words]
-    _write_table(
+    write_table(
         data / "words.csv", words[~words.id.str.startswith(f"{language}-")], pd.DataFrame(spoken, columns=WORDS)
     )
-    _write_table(data / "manifest.csv", manifest[manifest.language != language], rows)
+    write_table(data / "manifest.csv", manifest[manifest.language != language], rows)
     size = sum(path.stat().st_size for path in folder.glob("*/*.flac"))
     print(f"{language}: dev and test written, {len(rows)} utterances, {size / 1e6:.1f} MB of FLAC", flush=True)
     return None
@@ -146,28 +143,8 @@ def make_train(data: Path, language: str, seed: int, sentences: int, processes: 
 
     The energies are those of `xattn.audio.log_mel`, before any normalisation; the table says which frames are whose.
     """
-    folder = data / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    rows, frames = [], 0
-
-    def write(path: Path) -> None:
-        nonlocal frames
-        with open(path, "wb") as file:
-            _write_header(file, 0)
-            made = _in_parallel(partial(_train_features, language, seed), sentences, processes)
-            for count, (row, features) in enumerate(made, start=1):
-                file.write(features.tobytes())
-                rows.append({**row, "start_frame": frames, "frames": len(features)})
-                frames += len(features)
-                if count % 1000 == 0 or count == sentences:
-                    elapsed = time.monotonic() - started
-                    left = elapsed / count * (sentences - count)
-                    print(f"{language}: train {count}/{sentences}, {elapsed:.0f} s, {left:.0f} s left", flush=True)
-            _write_header(file, frames)
-
-    _replace(folder / f"{language}.npy", write)
-    _write_table(folder / f"{language}.csv", pd.DataFrame(rows, columns=TRAIN_TABLE))
+    made = in_parallel(partial(_train_features, language, seed), range(sentences), processes)
+    write_features(data / "train", language, told(made, f"{language}: train", sentences), TRAIN_TABLE)
 
 
 def statistics(data: Path) -> str:
@@ -210,7 +187,7 @@ def update_card(data: Path) -> None:
     if not (opening and closing):
         raise ValueError(f"{path} lacks the lines {' and '.join(CARD_MARKS)}: restore them, the statistics go between.")
     new = f"{before}{opening}\n{statistics(data)}\n{closing}{after}"
-    _replace(path, lambda temporary: temporary.write_text(new, encoding="utf-8"))
+    replace_whole(path, lambda temporary: temporary.write_text(new, encoding="utf-8"))
 
 
 @cache
@@ -237,37 +214,11 @@ def _generator(seed: int, part: str, language: str, index: int) -> np.random.Gen
 
 def _train_features(language: str, seed: int, index: int) -> tuple[dict, np.ndarray]:
     recording = record(language, "train", seed, index)
-    return recording.row, log_mel((recording.pcm / 2**15).astype(np.float32)).astype(np.float16)
-
-
-def _in_parallel(function: Callable[[int], object], count: int, processes: int) -> Iterator:
-    """`function(i)` for i below `count`, in this order."""
-    with Pool(processes) as pool:
-        yield from pool.imap(function, range(count), chunksize=8)
-
-
-def _write_header(file, frames: int) -> None:
-    # NumPy leaves room in the header for a growing first axis, so it can be written again when the size is known.
-    file.seek(0)
-    header = {"descr": "<f2", "fortran_order": False, "shape": (frames, N_MELS)}
-    np.lib.format.write_array_header_1_0(file, header)
+    return recording.row, energies((recording.pcm / 2**15).astype(np.float32))
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame(columns=columns, dtype=str)
-
-
-def _write_table(path: Path, *tables: pd.DataFrame) -> None:
-    joined = pd.concat([table for table in tables if len(table)]).sort_values("id", kind="stable")
-    _replace(path, partial(joined.to_csv, index=False, lineterminator="\n"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,8 +1,9 @@
 """Train the miniature models: `python -m recipes.train base`.
 
-Joint label-smoothed cross-entropy and CTC with SpecAugment, from the features that `make data` writes. Training is
-seeded, checkpoints once a minute and continues where it was when called again. The finished model goes to
-data/models/<name>: configuration, float16 weights, SentencePiece model, training log.
+Joint label-smoothed cross-entropy and CTC with SpecAugment, from the features that `make data` writes, or
+`recipes.features` for other corpora. Training is seeded, checkpoints once a minute and continues where it was when
+called again. The finished model goes to data/models/<name>: configuration, float16 weights, SentencePiece model,
+training log.
 """
 
 import argparse
@@ -57,6 +58,7 @@ class Recipe:
     batch_frames: int = 12_000
     dropout: float = 0.0  # SpecAugment and noise regularise enough, and dropout costs a quarter of a step
     label_smoothing: float = 0.1
+    max_target_positions: int = 128  # tokens of an output, its prompt included
     intermediate_ctc: float = 0.25
     final_ctc: float = 0.5
     validate_every: int = 1000
@@ -95,6 +97,7 @@ RECIPES = {
             heads=8,
             batch_frames=40_000,
             dropout=0.1,
+            max_target_positions=512,  # segments of speeches are long
         ),
     )
 }
@@ -110,13 +113,17 @@ class TrainingData:
         for language in languages:
             table, features = folder / f"{language}.csv", folder / f"{language}.npy"
             if not (table.is_file() and features.is_file()):
-                raise SystemExit(f"There are no training features for {language!r} in {folder}: run `make data` first.")
-            tables.append(pd.read_csv(table).assign(language=language))
+                raise SystemExit(
+                    f"There are no training features for {language!r} in {folder}: run `make data` first, or "
+                    f"`python -m recipes.features CORPUS {language}` for a corpus of your own."
+                )
+            tables.append(pd.read_csv(table, keep_default_na=False).assign(language=language))
             self.features[language] = np.load(features, mmap_mode="r")
         self.table = pd.concat(tables, ignore_index=True)
         # Batches hold one length only, so that nothing is padded and kernels see few shapes; the frames cut off to
         # get there belong to the silence at the end.
         self.table["frames"] = self.table.frames // LENGTH_STEP * LENGTH_STEP
+        self.table = self.table[self.table.frames > 0]
         self.batches = []
         for frames, group in self.table.groupby("frames"):
             rows = np.random.default_rng(0).permutation(group.index.to_numpy())
@@ -222,7 +229,7 @@ def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
         final_ctc=True,
         dropout=recipe.dropout,
         attention_dropout=recipe.dropout,
-        max_target_positions=128,
+        max_target_positions=recipe.max_target_positions,
         tie_word_embeddings=True,
         language_ids={language: tokenizer.piece_to_id(f"<lang:{language}>") for language in recipe.languages},
     )
@@ -284,8 +291,9 @@ def save_whole(state: dict, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def train(recipe: Recipe, data: Path, device: str = "cpu") -> None:
-    """Train `recipe` on data/train, validating on the dev part, and write data/models/<name>."""
+def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | None = None) -> None:
+    """Train `recipe` on data/train and write data/models/<name>, validating on the dev part of a corpus folder, `data`
+    by default."""
     work = data / "train" / "checkpoints" / recipe.name
     work.mkdir(parents=True, exist_ok=True)
     training = TrainingData(data / "train", recipe.languages, recipe.batch_frames)
@@ -304,8 +312,8 @@ def train(recipe: Recipe, data: Path, device: str = "cpu") -> None:
         print(f"{recipe.name}: continuing at step {step} of {recipe.steps}", flush=True)
     elif recipe.encoder_from is not None:
         inherit_encoder(network, data / "models" / recipe.encoder_from)
-    dev = {language: load_corpus(data, language=language, split="dev") for language in recipe.languages}
-    dev_features = {language: [model.features(u.audio()) for u in corpus] for language, corpus in dev.items()}
+    dev = {language: load_corpus(dev_corpus or data, language=language, split="dev") for language in recipe.languages}
+    dev_features = {language: [model.features(u.audio()).cpu() for u in corpus] for language, corpus in dev.items()}
     started = saved = time.monotonic()
     while step < recipe.steps:
         # Everything random in a step depends on the step alone, so an interrupted run repeats an undisturbed one.
@@ -375,6 +383,9 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument(
+        "--dev", type=Path, help="the corpus folder whose dev part validates; that of --data by default"
+    )
     parser.add_argument("--steps", type=int, help="train for so many steps, the schedule stretched to them")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
@@ -382,7 +393,7 @@ def main() -> None:
         if arguments.steps:
             scale = arguments.steps / recipe.steps
             recipe = replace(recipe, schedule=tuple((round(step * scale), rate) for step, rate in recipe.schedule))
-        train(recipe, arguments.data, arguments.device)
+        train(recipe, arguments.data, arguments.device, arguments.dev)
 
 
 if __name__ == "__main__":

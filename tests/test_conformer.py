@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 
@@ -261,6 +262,68 @@ def test_a_configuration_of_no_model_of_ours(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"config.json {sentence}"):
         load_model(tmp_path)
+
+
+def test_a_device_that_is_not_there(tiny_folder, monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *_, device: torch.device(device) and 1 / 0)
+    with pytest.raises(
+        ValueError, match=r"no CUDA device here that torch can use \(division by zero\): set device to cpu"
+    ):
+        load_model(tiny_folder, "cuda")
+    monkeypatch.undo()
+    for device in ("gpu", "", "cuda:99"):
+        with pytest.raises(ValueError, match=f"There is no device '{device}' here .*: set device to cpu") as error:
+            load_model(tiny_folder, device)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"spm.model": "junk"}, "spm.model is damaged or no SentencePiece model: fetch it again"),
+        ({"spm.model": ""}, "spm.model is damaged or no SentencePiece model: fetch it again"),
+        ({"vocab.json": "{"}, "vocab.json is no JSON object of pieces and their ids: fetch it again"),
+        ({"vocab.json": "[1]"}, "vocab.json is no JSON object of pieces and their ids: fetch it again"),
+        ({"vocab.json": '{"a": 0}'}, "The vocabulary of .*tiny has 1 pieces where the model has 40: give its own"),
+        (
+            {"d_model": 32},
+            r"do not fit its config.json \(decoder.embed_tokens.weight is \[40, 16\] and not \[40, 32\]; .*",
+        ),
+        ({"decoder_attention_heads": 3}, "No network can be made of .*config.json .*divisible.*: fetch or train the"),
+        ({"vocab_size": "many"}, "No network can be made of .*config.json .*expected int, got str .*: fetch or train"),
+        (
+            {"language_ids": None},
+            "language_ids in the config.json of .*tiny are None, and not languages with token ids",
+        ),
+        ({"language_ids": {"en": 40}}, r"are {'en': 40}, and not languages with token ids below 40: fetch or train"),
+        ({"language_ids": {"en": "4"}}, r"are {'en': '4'}, and not languages with token ids below 40: fetch or train"),
+    ],
+)
+def test_files_that_do_not_fit_each_other_end_in_one_sentence(tiny_folder, tmp_path, capfd, change, sentence):
+    copy = tmp_path / "tiny"
+    shutil.copytree(tiny_folder, copy)
+    load_model(copy)
+    configuration = json.loads((copy / "config.json").read_text())
+    for name, value in change.items():
+        if name in configuration:
+            (copy / "config.json").write_text(json.dumps(configuration | {name: value}))
+        else:
+            (copy / name).write_text(value)
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_model(copy)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 400
+    assert capfd.readouterr() == ("", "")  # nor is a table printed
+
+
+def test_tensors_without_a_place_are_named(tiny_folder, tmp_path, capfd):
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    configuration = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(configuration | {"final_ctc": False}))
+    load_model(tmp_path / "tiny")
+    names = "encoder.final_ctc_fc.bias, encoder.final_ctc_fc.weight"
+    said = f"The network of {tmp_path / 'tiny' / 'config.json'} has no place for {names}: these are not used.\n"
+    assert capfd.readouterr() == (said, "")
 
 
 def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):

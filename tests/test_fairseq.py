@@ -1,13 +1,16 @@
 import argparse
+import io
 import os
 import pickle
 import shutil
 import sys
 import types
 import typing
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 import torch
@@ -146,6 +149,46 @@ def test_a_vocabulary_without_tags_needs_the_language(released, tmp_path):
     assert model.generate(torch.zeros(1, 40, 80), "de")[0][-1] == 2
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_left_behind_is_passed_over(released, tmp_path, zipped):
+    """Of NumPy's numbers and arrays, under the names of its versions 1 and 2, and of plain types."""
+    own = [np.float64(1.5), np.int32(3), np.arange(4.0), np.array([[True]]), np.array(["a", None], dtype=object)]
+    own += [np.dtype("f4"), np.array([b"", b"b"]), np.str_("x"), b"", b"ab", slice(1, 2), range(3), int, frozenset([1])]
+    left = {"val_loss": own[0], "best": own, "metrics": {own[1]: own[2]}}
+    checkpoint, network, _ = released({"extra_state": left, "optimizer_history": [{"lr": np.float32(1e-3)}]})
+    _, expected = read_checkpoint(checkpoint)
+    torch.save(torch.load(checkpoint, weights_only=False), checkpoint, _use_new_zipfile_serialization=zipped)
+    assert b"numpy._core.multiarray" in checkpoint.read_bytes()
+    for old, new in ((b"numpy._core", b"numpy.core"), (b"", b"")):
+        path = tmp_path / "other.pt"
+        path.write_bytes(renamed(checkpoint, old, new, zipped))
+        options, tensors = read_checkpoint(path)
+        assert options["d_model"] == 16 and tensors.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+    convert(checkpoint, tmp_path / "mine")
+    assert torch.equal(logits(load_model(tmp_path / "mine").network), logits(network))
+
+
+def renamed(checkpoint, old, new, zipped):
+    """The bytes of a checkpoint with `new` in place of the name `old` in its pickle."""
+    if not zipped:
+        return checkpoint.read_bytes().replace(old, new)
+    content = io.BytesIO()
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(content, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, data.replace(old, new) if name.endswith("data.pkl") else data)
+    return content.getvalue()
+
+
+def test_another_pickle_protocol_is_named(released, tmp_path):
+    checkpoint, _, _ = released()
+    state = torch.load(checkpoint, weights_only=False)
+    torch.save(state, tmp_path / "model.pt", pickle_protocol=4)
+    with pytest.raises(ValueError, match="model.pt was not read, because its pickle protocol is not 2: save it again"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
 class Touch:
     """Creates a file when it is unpickled, by the function of this name."""
 
@@ -177,7 +220,7 @@ def test_a_malicious_checkpoint_is_refused_by_name_and_nothing_of_it_runs(releas
     torch.load(checkpoint, weights_only=False)
     assert trap.exists()  # it does work where it is let
     trap.unlink()
-    with pytest.raises(ValueError, match=f"evil.pt was not read, because it asks for {name}, which no checkpoint"):
+    with pytest.raises(ValueError, match=f"evil.pt was not read, because it asks for {name}, which is not known"):
         convert(checkpoint, tmp_path / "mine")
     assert not trap.exists() and not (tmp_path / "mine").exists()
 

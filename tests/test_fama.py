@@ -139,6 +139,9 @@ LAYOUTS = {
         | {f"encoder.conformer_layers.{i}.attention.positional_encoding.pe": torch.zeros(1, 9, 16) for i in range(2)}
         | {"decoder.embed_positions.weights": torch.zeros(20, 16), "decoder.version": torch.tensor([3.0])}
     ),
+    "a subsampler called conv": lambda weights: {
+        name.replace("encoder.subsample.", "encoder.conv."): weights[name] for name in weights
+    },
     "joint CTC": lambda weights: weights | {"auxiliary_decoder.fc.weight": torch.zeros(40, 16)},
     "a CTC head of no layer": lambda weights: (
         weights | {"encoder.ctc_fc.weight": torch.zeros(7, 16), "encoder.ctc_fc.bias": torch.zeros(7)}
@@ -194,6 +197,7 @@ def test_all_weights_that_do_not_fit_are_in_one_sentence(made):
     weights = dict(tiny(made).state_dict())
     weights["model.decoder.layer_norm.bias"] = weights["decoder.layer_norm.bias"]
     weights["encoder.conformer_layers.2.layernorm.bias"] = torch.zeros(16)
+    weights["encoder.auxiliary.weight"] = weights["decoder.ctc_fc.bias"] = torch.zeros(7)
     weights["decoder.layers.1.fc1.bias"] = torch.zeros(33)
     del weights["decoder.layers.0.fc2.bias"], weights["encoder.conformer_layers.0.attention.attention.u_bias"]
     with pytest.raises(ValueError) as error:
@@ -201,7 +205,8 @@ def test_all_weights_that_do_not_fit_are_in_one_sentence(made):
     assert str(error.value) == (
         "The weights in here do not fit its configuration (model.decoder.layer_norm.bias is the same as "
         "decoder.layer_norm.bias; decoder.layers.1.fc1.bias is [33] and not [32]; "
-        "encoder.conformer_layers.2.layernorm.bias has no place; "
+        "encoder.conformer_layers.2.layernorm.bias has no place; encoder.auxiliary.weight has no place; "
+        "decoder.ctc_fc.bias has no place; "
         "encoder.conformer_layers.0.attention.attention.u_bias is missing; decoder.layers.0.fc2.bias is missing): "
         "fetch it again."
     )
@@ -227,6 +232,24 @@ def test_options_that_the_kit_does_not_have_are_in_one_sentence(made):
         "distance_penalty is 'log' and not False): give another model."
     )
     conformer(CONFIGURATION | {"distance_penalty": None}, tiny(made).state_dict(), Path("here"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"d_model": "wide"}, "expected int, got str"),
+        ({"conv_kernel_sizes": 5}, "has no len"),
+        ({"vocab_size": "many"}, "expected int, got str"),
+        ({"decoder_attention_heads": 3}, "divisible"),
+        ({"activation_function": "swoosh"}, "swoosh"),
+    ],
+)
+def test_options_of_another_kind_end_in_one_sentence(published, options, reason):
+    with pytest.raises(
+        ValueError, match=f"The configuration in .* is of no Conformer .*{reason}.*: give another model"
+    ) as error:
+        load_model(published(**options))
+    assert "\n" not in str(error.value)
 
 
 def test_pieces_and_text_are_those_of_the_tokenizer_it_was_published_with(published):
@@ -282,6 +305,16 @@ def test_files_that_are_missing_or_damaged(published):
     with pytest.raises(FileNotFoundError, match=f"{COMMIT} has no vocab.json, .*safetensors: fetch it again"):
         load_model(folder)
     shutil.copy(published(name="other") / "vocab.json", folder)
+    for name, sentence in (
+        ("vocab.json", "no JSON object of pieces"),
+        ("sentencepiece.bpe.model", "damaged or no Sent"),
+    ):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_text("{")
+        (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes())
+        with pytest.raises(ValueError, match=f"{name} is {sentence}.*: fetch it again"):
+            load_model(folder)
+        (folder / name).write_bytes(whole)
     (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes()[:500])
     with pytest.raises(ValueError, match="The weights in .* are damaged"):
         load_model(folder)
@@ -348,11 +381,34 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
         assert str(error.value).endswith("check the name and the network, or give a local folder.")
 
 
+SPECIAL = ("<unk>", "<pad>", "<s>", "<ctc_blank>", "<lang:it>", "<lang:en>")
+
+
+@pytest.mark.parametrize("piece", SPECIAL)
+def test_no_special_token_but_the_last_is_written_however_likely(made, published, piece):
+    model = load_model(published(tiny(made, vocab_size=41)))
+    pieces = model.tokens(torch.arange(41))
+    token, special = pieces.index(piece), [pieces.index(each) for each in SPECIAL]
+    with torch.no_grad():
+        decoder = model.network.decoder
+        decoder.output_projection.weight[token] = 10 * decoder.layer_norm.bias
+    for seed in range(3):
+        inputs = features(60, seed)[None]
+        assert model.decode(model.encode(inputs), model.prompt("it"))[0, -1].argmax() == token
+        (ids,) = model.generate(inputs, "it")
+        assert len(ids) > 1 and ids[-1] == 2
+        assert not {token, *special} & set(ids[:-1].tolist())
+
+
+def test_a_model_that_does_not_start_with_its_end_searches_as_before(model):
+    assert model.network.generation_config.suppress_tokens is None
+
+
 LENGTHS = (90, 57, 90, 34, 57, 90)
 
 
-def test_texts_of_an_unsafe_model_do_not_depend_on_the_batch(published, monkeypatch):
-    model = load_model(published())
+def test_texts_of_an_unsafe_model_do_not_depend_on_the_batch(made, published, monkeypatch):
+    model = load_model(published(tiny(made, seed=1)))
     inputs = [features(frames, seed) for seed, frames in enumerate(LENGTHS)]
     alone = [model.text(model.generate(item[None], "en")[0]) for item in inputs]
     assert len(set(alone)) > 2

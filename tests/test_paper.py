@@ -12,7 +12,7 @@ from test_fama import tiny, write_published
 from xattn import store
 from xattn.corpus import load_corpus
 from xattn.europarl import prepare
-from xattn.reproduce import ROOT, load_profile, plan, run
+from xattn.reproduce import ROOT, STEPS, load_profile, plan, run, without_absent
 
 PAPER = ROOT / "notebooks" / "profiles" / "paper.yaml"
 
@@ -63,3 +63,22 @@ def test_the_paper_s_profile_runs_through_to_the_findings(rehearsal):
     assert list(scales["where"]) == [f"fama-small and fama-medium, {s}" for s in profile["settings"]["fama-small"]]
     assert set(json.loads((figures / "provenance.json").read_text())["models"]) == set(profile["models"])
     assert not any(job.stale for job in plan(profile, root))
+
+
+def test_without_a_base_model_the_others_are_run(rehearsal):
+    root, path = rehearsal
+    (root / "data/models/paper/base").unlink()
+    profile = without_absent(load_profile(path), root)
+    assert profile["not_run"] == ["base"]
+    jobs = plan(profile, root)
+    assert [job.parameters["model"] for job in jobs if job.source.stem == "10_maps"] == [
+        *["FBK-MT/fama-medium"] * 2,
+        *["FBK-MT/fama-small"] * 2,
+    ]
+    given = [job.parameters for job in jobs if "pairs" in job.parameters]
+    assert len(given) == len(STEPS) - 2  # all but the maps and the overview
+    for parameters in given:
+        assert len(parameters["pairs"]) == 8 and "base/en" not in parameters["pairs"]
+        assert parameters.get("models", profile["models"]).keys() == {"fama-small", "fama-medium"}
+    assert {job.note for job in jobs} == {"Not run: base."}
+    assert next(job for job in jobs if job.name == "00_overview").parameters["model"].startswith("FBK-MT/")

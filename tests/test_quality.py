@@ -1,13 +1,15 @@
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import jiwer
 import pytest
 import sacrebleu
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xattn.quality import bleu, chrf, comet, normalise, wer, word_error_rate
+from xattn.quality import bleu, chrf, comet, normalise, quality_table, transcribe, wer, word_error_rate
 
 
 @pytest.mark.parametrize(
@@ -43,10 +45,36 @@ def test_normalisation_of_italian_keeps_accents():
     assert normalise("ventuno", "it") == "ventuno"
 
 
-@pytest.mark.parametrize("empty", ["", "  ", "?!"])
-def test_a_reference_without_words_is_refused(empty):
-    with pytest.raises(ValueError, match="Reference 1 has no words after normalisation"):
-        wer(["a dog", empty], ["a dog", "a cat"], "en")
+@pytest.mark.parametrize("silent", ["", "  ", "?!", "(Applause)", "[Laughter]"])
+def test_a_reference_without_words_is_left_out_and_named(silent, capsys):
+    found = wer(["a dog", silent, "the cat", silent], ["a dog", "a cat", "the dog", ""], "en")
+    assert found == 25.0
+    said = "Left out of the WER: 2 of 4 references, which have no words after normalisation"
+    assert capsys.readouterr().out == f"{said} ({silent!r}).\n"
+    with pytest.raises(ValueError, match="None of the 2 references has words after normalisation: give transcripts"):
+        wer([silent, "!"], ["a dog", "a cat"], "en")
+
+
+def test_the_scores_of_a_table_are_of_the_utterances_that_can_be_scored(model, utterances, capsys):
+    odd = replace(utterances[0], id="odd", transcript="(Applause)")
+    table = quality_table(model, [*utterances, odd], "en").set_index("metric").loc["WER"]
+    assert "1 of 3 references" in capsys.readouterr().out
+    expected = quality_table(model, utterances, "en").set_index("metric").loc["WER"]
+    assert table.n == 2 and table.equals(expected) and capsys.readouterr().out == ""
+    assert quality_table(model, [*utterances, odd], "en-it").n.tolist() == [3, 3]
+
+
+def test_features_wait_on_the_processor_for_their_batch(model, utterances, monkeypatch):
+    inputs = [model.features(utterance.audio()).to("meta") for utterance in utterances]  # a device without memory
+    batches = []
+
+    def generate(batch, setting, mask):
+        batches.append((batch.device.type, mask.device.type))
+        return [torch.tensor([2])] * len(batch)
+
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: torch.zeros(tensor.shape, device=device))
+    monkeypatch.setattr(model, "generate", generate)
+    assert transcribe(model, inputs, "en", batch_size=1) == ["", ""] and batches == [("cpu", "cpu")] * 2
 
 
 def test_lists_of_unequal_length_are_refused():

@@ -6,23 +6,26 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
 
 from xattn.reproduce import (
     RELEASED_STEPS,
+    ROOT,
     STEPS,
     NotebookFailed,
     Step,
+    check_parameters,
     load_profile,
     plan,
     require_inputs,
     run,
     steps_of,
+    without_absent,
 )
 
+PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 PROFILE = {
     "profile": "tiny",
     "data": "data",
@@ -271,6 +274,9 @@ def test_a_parameter_the_notebook_does_not_declare_is_refused_before_anything_ru
         ({"settings": {"base": [False]}}, "settings: base must list such as en or en-it, each once"),
         ({"settings": {"base": ["en", "en"]}}, "settings: base must list such as en or en-it, each once"),
         ({"data": "corpus"}, "the corpus folder 'corpus' does not exist or holds no manifest"),
+        ({"optional": "base"}, "optional must be of type list, not 'base'"),
+        ({"optional": ["bass"]}, "optional must list models of the profile, not all of them, and not ['bass']"),
+        ({"optional": ["base"]}, "optional must list models of the profile, not all of them, and not ['base']"),
     ],
 )
 def test_a_wrong_profile_ends_in_one_sentence(root, change, sentence):
@@ -294,6 +300,42 @@ def test_a_model_of_the_hub_is_planned_by_its_id_and_fetched_by_nobody(root, mon
     path = write_profile(root, {**PROFILE, "models": {"base": "owner/other@base"}})
     with pytest.raises(ValueError, match="models: base must be called as its folder, 'owner/other@base'"):
         load_profile(path)
+
+
+def test_an_optional_model_without_a_folder_is_left_out_and_the_tables_say_so(root, capfd):
+    settings = {"base": ["en"], "small": ["en"], "big": ["en"], "huge": ["en"]}
+    models = {model: f"models/{model}" for model in settings} | {"big": "models/of/big", "huge": "owner/huge"}
+    changed = {"models": models, "settings": settings, "optional": ["big", "small", "huge"]}
+    path = write_profile(root, PROFILE | changed)
+    table = "Path(output, 'tab9.md').write_text('A caption.\\n\\n| a |\\n\\n| b |\\n')"
+    write_notebook(root / "notebooks/20_table.ipynb", [MAKE_TABLE[0] + "\npairs = []", MAKE_TABLE[1] + "\n" + table])
+    table = Step("20_table", ("maps", "output", "pairs"), ("20_table.csv", "tab9.md"), needs=("10_maps",))
+    jobs = plan(without_absent(load_profile(path), root), root, (MAPS, table))
+    assert [job.parameters["model"] for job in jobs[:-1]] == ["models/base", "owner/huge", "models/small"]
+    assert jobs[-1].parameters["pairs"] == ["base/en", "huge/en", "small/en"]
+    with pytest.raises(FileNotFoundError, match="the folder 'models/of/big' of models: big does not exist"):
+        run(write_profile(root, PROFILE | changed | {"optional": []}), root=root, steps=(table,))
+
+    models.pop("huge"), settings.pop("huge")
+    path, alone = write_profile(root, PROFILE | changed | {"optional": ["big"]}), replace(table, needs=())
+    (root / "figures/tiny/maps").mkdir(parents=True)
+    (root / "figures/tiny/maps/base.txt").touch()
+    run(path, root=root, steps=(alone,))
+    said = "big is not run: there is no models/of/big (docs/paper_scale.md says how to make one).\n"
+    assert capfd.readouterr().out.startswith(said)
+    assert (root / "figures/tiny/tab9.md").read_text() == "A caption. Not run: big.\n\n| a |\n\n| b |\n"
+    facts = json.loads((root / "figures/tiny/provenance.json").read_text())
+    assert facts["models"].keys() == {"base", "small", "big"} and facts["models"]["big"] == "not run"
+    assert facts["steps"]["20_table"]["parameters"]["pairs"] == ["base/en", "small/en"]
+    run(path, root=root, steps=(alone,))
+    assert capfd.readouterr().out == said + "figures/tiny is up to date (1 notebooks); nothing to do.\n"
+
+    (root / "models/of/big").mkdir(parents=True)
+    run(path, root=root, steps=(alone,))
+    assert "not run" not in capfd.readouterr().out
+    assert (root / "figures/tiny/tab9.md").read_text() == "A caption.\n\n| a |\n\n| b |\n"
+    facts = json.loads((root / "figures/tiny/provenance.json").read_text())
+    assert len(facts["models"]["big"]) == 64 and len(facts["steps"]["20_table"]["parameters"]["pairs"]) == 3
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("en", ["a.png"]), ("en-it", ["a.png", "b.png"])])
@@ -320,6 +362,12 @@ def test_a_profile_of_released_files_runs_what_needs_maps_alone(root):
     assert [step.notebook for step in steps_of(profile, root)] == [*names[:3], "25_context_mixing", *names[3:]]
     assert all(set(step.needs) <= {"11_released"} and "device" not in step.parameters for step in RELEASED_STEPS)
     assert steps_of(PROFILE, root) == STEPS
+    (root / "notebooks/11_released.ipynb").write_bytes((ROOT / "notebooks/11_released.ipynb").read_bytes())
+    changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
+    for each, frames in ((profile, 4), (changed, 8)):
+        first, *_ = plan(each, root, RELEASED_STEPS[:1])
+        assert first.parameters["subsampling"] == frames
+        check_parameters(first)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +381,9 @@ def test_a_profile_of_released_files_runs_what_needs_maps_alone(root):
         ({"data": None}, "the key 'data' is missing; a profile has exactly profile, data, released, settings"),
         ({"settings": {}}, "models and settings must name the same models, at least one"),
         ({"settings": {"base": "en"}}, "settings: base must list such as en or en-it, each once"),
+        ({"subsampling": "4"}, "subsampling must be of type int, not '4'"),
+        ({"subsampling": 0}, "subsampling must be at least 1, not 0"),
+        ({"optional": []}, "'optional' is unknown; a profile has exactly profile, data, released, settings, and may"),
         ({}, "the folder 'files/base' of models: base does not exist; put it there"),
     ],
 )
@@ -346,13 +397,13 @@ def test_a_wrong_profile_of_released_files_ends_in_one_sentence(root, change, se
 
 def test_the_command_line_says_what_is_wrong_in_one_sentence():
     command = [sys.executable, "-m", "xattn.reproduce", "notebooks/profiles/huge.yaml"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2
     assert result.stderr.startswith("error: There is no profile notebooks/profiles/huge.yaml; profiles in ")
     assert "full, mini, paper, released, smoke" in result.stderr and result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("path", sorted(Path("notebooks/profiles").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_the_shipped_profiles_are_valid(path):
     profile = load_profile(path)
     pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
@@ -366,6 +417,46 @@ def test_the_shipped_profiles_are_valid(path):
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000
         assert (profile["input_p"], profile["encoder_p"]) == (0.5, 0.7)
+
+
+@pytest.mark.parametrize("name", ["smoke", "full"])
+def test_the_cost_of_all_steps_that_make_maps_is_told(name, monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def cost(model, corpus, settings, occlusion):
+        calls.append((model, [u.language for u in corpus], settings, occlusion.pyramid, occlusion.input_masks))
+        return 1800.0, 5e8
+
+    monkeypatch.setattr("xattn.reproduce.load_model", lambda folder, device: (folder, device))
+    monkeypatch.setattr("xattn.reproduce.cost", cost)
+    monkeypatch.chdir(tmp_path)  # a run's paths start in the repository, wherever the command is given
+    path = ROOT / "notebooks" / "profiles" / f"{name}.yaml"
+    run(path, dry_run=True, figures=str(tmp_path))
+    profile, printed = load_profile(path), capsys.readouterr().out
+    jobs = {
+        (model, source): [setting for setting in settings if setting[:2] == source]
+        for model, settings in profile["settings"].items()
+        for source in dict.fromkeys(setting[:2] for setting in settings)
+    }
+    number, masks = profile["utterances"], profile["input_masks"]
+    expected = [
+        ((f"data/models/{model}", "cpu"), [source] * number, settings, "published", masks)
+        for (model, source), settings in jobs.items()
+    ]
+    expected.append((("data/models/base", "cpu"), ["en"] * number, ["en"], "spread", masks))
+    assert calls == expected and len(calls) == {"smoke": 3, "full": 6}[name]
+    assert printed.count("stale ") == len(STEPS) + len(jobs) - 1
+    assert printed.count(": about 30.0 min and 500 MB\n") == len(calls)
+    hours = f"{len(calls) / 2:.1f}"  # half an hour and half a GB each
+    assert f"The maps would take about {hours} h and at most {hours} GB, one after the other." in printed
+
+
+def test_a_dry_run_says_that_a_device_is_not_there(tmp_path):
+    smoke = yaml.safe_load((ROOT / "notebooks" / "profiles" / "smoke.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "smoke.yaml"
+    path.write_text(yaml.safe_dump(smoke | {"device": "gpu"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^There is no device 'gpu' here .*: set device to cpu, or run this where"):
+        run(path, dry_run=True, figures=str(tmp_path))
 
 
 def test_the_steps_read_only_from_steps_before_them():

@@ -100,6 +100,14 @@ def test_ids_are_those_of_transformers_own_tokenizer(pretrained):
     assert pretrained.tokens(torch.tensor(list(ids.values()))) == list(ids) and ids["</s>"] == 3 and len(ids) == 61
 
 
+def test_an_id_that_the_checkpoint_does_not_name_is_a_number(pretrained):
+    size = pretrained.tokenizer.get_piece_size()
+    last = pretrained.tokenizer.id_to_piece(size - 1)
+    assert size + 40 not in pretrained.names
+    assert pretrained.tokens(torch.tensor([size, size + 40])) == [last, f"<{size + 40}>"]
+    assert pretrained.text(torch.tensor([size + 40])) == ""
+
+
 def test_an_odd_last_frame_is_left_out(pretrained):
     rng = np.random.default_rng(0)
     ids = torch.cat([pretrained.prompt("en"), torch.tensor([20, 21])])
@@ -114,14 +122,14 @@ def test_an_odd_last_frame_is_left_out(pretrained):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_the_other_tasks_of_a_checkpoint_are_passed_over_in_silence(pretrained, folder, tmp_path, caplog):
+def test_the_other_tasks_of_a_checkpoint_are_passed_over_in_silence(pretrained, folder, tmp_path, capfd):
     copy = tmp_path / "whole"
     shutil.copytree(folder, copy)
     tensors = load_file(copy / "model.safetensors")
     others = {f"{part}.layers.0.fc1.weight": torch.ones(2, 2) for part in ("text_encoder", "t2u_model", "vocoder")}
     save_file(tensors | others, copy / "model.safetensors", metadata={"format": "pt"})
     assert load_model(copy).weights_hash == pretrained.weights_hash
-    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("frames", range(98, 130, 2))

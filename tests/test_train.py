@@ -3,12 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from conftest import SENTENCES, write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from recipes import features
 from recipes import train as recipe_code
 from recipes.train import (
     RECIPES,
@@ -23,7 +25,8 @@ from recipes.train import (
     spec_augment,
     train,
 )
-from xattn.audio import cmvn
+from xattn.audio import cmvn, log_mel
+from xattn.corpus import load_corpus
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
 
@@ -163,6 +166,52 @@ def test_batches_hold_every_sentence_once_and_no_more_frames_than_allowed(data):
     assert any(len(rows) > 2 for rows in training.batches)
 
 
+def test_features_of_a_corpus_train_a_model(tmp_path, monkeypatch, capsys):
+    corpus, data = tmp_path / "corpus", tmp_path / "data"
+    spoken = [(f"train-{i}", "train", "en", text, "") for i, text in enumerate(SENTENCES["en"])]
+    spoken += [("null", "train", "en", "null", ""), ("silent", "train", "en", "a dog", "")]
+    spoken += [("ciao", "train", "it", "ciao", ""), ("dev-0", "dev", "en", "yes it is", "")]
+    write_corpus(corpus, spoken)
+    silence = np.zeros(soundfile.info(corpus / "audio" / "silent.flac").frames, dtype=np.int16)
+    soundfile.write(corpus / "audio" / "silent.flac", silence, 16_000)
+    rows = pd.read_csv(corpus / "manifest.csv", keep_default_na=False).drop(columns="sha256")
+    rows.to_csv(corpus / "manifest.csv", index=False)
+    features.main([str(corpus), "en", "--data", str(data), "--processes", "1"])
+    printed = capsys.readouterr().out
+    assert "silent is left out: " in printed and f"en: 6 utterances written to {data / 'train'}" in printed
+    table = pd.read_csv(data / "train" / "en.csv", keep_default_na=False)
+    stored = np.load(data / "train" / "en.npy")
+    assert table.id.tolist() == ["null", *(f"train-{i}" for i in range(5))] and table.frames.sum() == len(stored)
+    assert table.transcript.tolist() == ["null", *SENTENCES["en"]] and stored.dtype == np.float16
+    audio = {u.id: u.audio() for u in load_corpus(corpus, language="en", split="train") if u.id != "silent"}
+    for row in table.itertuples():
+        own = stored[row.start_frame : row.start_frame + row.frames]
+        assert np.array_equal(own, log_mel(audio[row.id]).astype(np.float16))
+
+    rows[rows.id != "silent"].to_csv(corpus / "table.csv", index=False)
+    features.main([str(corpus / "table.csv"), "en", "--data", str(tmp_path / "other"), "--processes", "1"])
+    assert np.array_equal(np.load(tmp_path / "other" / "train" / "en.npy"), stored)
+
+    train(
+        replace(TINY, languages=("en",), vocabulary=28, translation_from=None, max_target_positions=24),
+        data,
+        dev_corpus=corpus,
+    )
+    model = load_model(data / "models" / "tiny")
+    assert model.languages == ("en",) and model.max_length == 24
+    for arguments, sentence in (
+        ([str(corpus), "de"], "error: .* 'de'"),
+        (
+            [str(corpus / "table.csv"), "de"],
+            "table.csv has no utterance of language 'de' and split 'train': give others",
+        ),
+        ([str(tmp_path / "none"), "en"], "There is no .*none"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            features.main([*arguments, "--data", str(tmp_path / "empty")])
+    assert not (tmp_path / "empty").exists()
+
+
 def test_a_deeper_encoder_starts_from_a_trained_one(model, tiny_folder):
     shallow = model.network.encoder
     deep = ConformerForConditionalGeneration(replace_layers(model.config, 5))
@@ -281,4 +330,5 @@ def test_the_recipe_at_the_paper_s_size():
     assert sum(parameter.numel() for parameter in network.parameters()) == 116_440_704
     shape = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "ctc_encoder_layer")
     assert [getattr(network.config, name) for name in shape] == [12, 6, 8, 2048, 8]
+    assert network.config.max_target_positions == 512
     assert "paper/base" not in SHIPPED

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SENTENCES
 from pretrained import SMALL, PretrainedChecks, listening
@@ -16,11 +17,14 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from xattn.explain import explain
+from xattn.corpus import Utterance
+from xattn.explain import Occlusion, explain
 from xattn.interop import write_released
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
-from xattn.quality import transcribe
+from xattn.quality import quality_table, transcribe
+from xattn.runs import explain_corpus
+from xattn.store import load_all
 
 TAGS = ("<|startoftranscript|>", "<|en|>", "<|it|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>")
 FRAMES = 200  # of the 2 s
@@ -144,6 +148,20 @@ def test_a_recording_may_fill_its_input_but_not_more(pretrained):
     assert pretrained.features(audio[:-1]).shape == (FRAMES, 80)
     with pytest.raises(ValueError, match=r"The recording lasts 2.0 s, and whisper-tiny hears 2 s: cut it\.$"):
         pretrained.features(audio)
+
+
+def test_a_recording_that_is_too_long_is_left_out_of_a_corpus(pretrained, utterances, tmp_path, capsys):
+    samples = np.random.default_rng(0).standard_normal(48_000).astype(np.float32) / 10
+    soundfile.write(tmp_path / "long.flac", samples, 16_000)
+    long = Utterance("long", tmp_path / "long.flac", "en", 3.0, transcript="a dog")
+    reason = "The recording lasts 3.0 s, and whisper-tiny hears 2 s: cut it."
+    explain_corpus(pretrained, [long, utterances[1]], ["en"], tmp_path / "maps", Occlusion(**SMALL))
+    assert f"1/2 long: left out ({reason})" in capsys.readouterr().out
+    assert [maps.utterance for maps in load_all(tmp_path / "maps", "whisper-tiny", "en")] == [utterances[1].id]
+    table = quality_table(pretrained, [long, utterances[1]], "en")
+    assert capsys.readouterr().out == f"long is left out: {reason}\n" and table.n.tolist() == [1]
+    with pytest.raises(ValueError, match="whisper-tiny hears none of the 1 recordings: give it others"):
+        quality_table(pretrained, [long], "en")
 
 
 def test_prompts(pretrained):

@@ -9,6 +9,10 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
+from xattn.models import HUB_ID
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,6 +30,14 @@ def digest_files(folder: Path, pattern: str) -> str:
 def digest_model(root: Path, model: str) -> str:
     """`digest_files` of a model's folder; a model of the hub has none before it is fetched: its id and revision."""
     return digest_files(root / model, "**/*") if (root / model).is_dir() else model
+
+
+def used_model(root: Path, model: str) -> str:
+    """`digest_model` after a run: of a model of the hub, its id and the commit that lies in the hub's cache."""
+    hub = None if (root / model).is_dir() else HUB_ID.fullmatch(model)
+    found = hub and try_to_load_from_cache(hub["name"], "config.json", revision=hub["revision"])
+    # The folder of a snapshot is named by its commit; what is not in the cache gives None or a mark, never a path.
+    return f"{hub['name']}@{Path(found).parent.name}" if isinstance(found, str) else digest_model(root, model)
 
 
 def digest_file(path: Path) -> str:
@@ -69,7 +81,8 @@ def provenance(profile: dict, jobs: list, root: Path) -> dict:
         "platform": platform.platform(),
         "packages": versions(),
         "data": digest_files(root / profile["data"], "*"),
-        "models": {name: digest_model(root, path) for name, path in profile["models"].items()},
+        "models": {name: used_model(root, path) for name, path in profile["models"].items()}
+        | dict.fromkeys(profile["not_run"], "not run"),
         "notebooks": {job.source.name: digest(cells(job.source)) for job in jobs},
         "tables": {file.name: digest_file(file) for file in tables},
         "steps": {job.name: {"parameters": job.parameters, "seconds": recorded(job.copy)["seconds"]} for job in jobs},

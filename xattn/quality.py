@@ -21,6 +21,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from xattn.compare import mean_interval
 from xattn.corpus import Utterance
+from xattn.explain import NothingToExplain
 from xattn.models import S2TModel
 
 RESAMPLES = 200  # of the utterances, for the intervals of corpus scores
@@ -80,21 +81,28 @@ word_error_rate = Metric(edits, lambda counts: 100.0 * counts[:, 0].sum() / coun
 def wer(references: Sequence[str], hypotheses: Sequence[str], language: str) -> float:
     """Corpus word error rate in percent after Whisper's normaliser (paper, settings), for `language` ("en", "it").
 
-    Raises ValueError where the lists differ in length or a reference has no words.
+    Pairs whose reference has no words then, such as "(Applause)", are left out, and a printed line says so. Raises
+    ValueError where the lists differ in length or no pair is left.
     """
     return word_error_rate(*normalised(references, hypotheses, language))
 
 
 def normalised(references: Sequence[str], hypotheses: Sequence[str], language: str) -> tuple[list[str], list[str]]:
-    """Both normalised for a WER; ValueError where the lists differ in length or a reference has no words."""
+    """Both normalised for a WER, without the pairs that `wer` leaves out; raises as it does."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references came with {len(hypotheses)} hypotheses: give one for each.")
-    references = [normalise(text, language) for text in references]
-    if not all(references):
+    said = {row: text for row, each in enumerate(references) if (text := normalise(each, language))}
+    if not said:
         raise ValueError(
-            f"Reference {references.index('')} has no words after normalisation: leave this utterance out of the WER."
+            f"None of the {len(references)} references has words after normalisation: give transcripts of what is said."
         )
-    return references, [normalise(text, language) for text in hypotheses]
+    if len(said) < len(references):
+        silent = dict.fromkeys(repr(text) for row, text in enumerate(references) if row not in said)
+        print(
+            f"Left out of the WER: {len(references) - len(said)} of {len(references)} references, which have no words "
+            f"after normalisation ({', '.join(silent)})."
+        )
+    return [*said.values()], [normalise(hypotheses[row], language) for row in said]
 
 
 def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> list[float] | None:
@@ -130,7 +138,7 @@ def comet(sources: list[str], references: list[str], hypotheses: list[str]) -> l
 
 
 def transcribe(model: S2TModel, features: Sequence[Tensor], setting: str, batch_size: int = 16) -> list[str]:
-    """Beam-search output of many utterances in a setting, features (T, F) each.
+    """Beam-search output of many utterances in a setting, features (T, F) each, on any device.
 
     Batches hold utterances of similar length, or of equal length where padding would change a model's output.
     """
@@ -142,23 +150,34 @@ def transcribe(model: S2TModel, features: Sequence[Tensor], setting: str, batch_
     for rows in batches:
         frames = torch.tensor([len(features[row]) for row in rows])
         padded = torch.nn.utils.rnn.pad_sequence([features[row] for row in rows], batch_first=True)
-        mask = (torch.arange(padded.shape[1]) < frames[:, None]).long().to(padded.device)
-        texts |= {row: model.text(ids) for row, ids in zip(rows, model.generate(padded, setting, mask), strict=True)}
+        mask = (torch.arange(padded.shape[1]) < frames[:, None]).long()
+        outputs = model.generate(padded.to(model.device), setting, mask.to(model.device))
+        texts |= {row: model.text(ids) for row, ids in zip(rows, outputs, strict=True)}
     return [texts[row] for row in range(len(features))]
 
 
 def quality_table(model: S2TModel, utterances: Sequence[Utterance], setting: str) -> pd.DataFrame:
     """Decode utterances and score the output: WER for recognition; BLEU, chrF and COMET for translation ("en-it").
 
+    Recordings that the model cannot hear, as they are too long for it, are left out, and a printed line names each.
+
     Returns a long table with the columns model, setting, metric, value, low, high (95 % bootstrap over utterances) and
-    n.
+    n, the number that were scored. ValueError: there are none.
     """
-    target = setting.rpartition("-")[2]
-    hypotheses = transcribe(model, [model.features(utterance.audio()) for utterance in utterances], setting)
+    target, features = setting.rpartition("-")[2], {}
+    for row, utterance in enumerate(utterances):
+        try:
+            features[row] = model.features(utterance.audio()).cpu()  # a device holds one batch of them at a time
+        except NothingToExplain as error:
+            print(f"{utterance.id} is left out: {error}")
+    if not features:
+        raise ValueError(f"{model.name} hears none of the {len(utterances)} recordings: give it others.")
+    utterances = [utterances[row] for row in features]
+    hypotheses = transcribe(model, [*features.values()], setting)
     references = [utterance.reference(setting) for utterance in utterances]
     translated = "-" in setting
     texts = (references, hypotheses) if translated else normalised(references, hypotheses, target)
-    rng, n = np.random.default_rng(0), len(utterances)
+    rng, n = np.random.default_rng(0), len(texts[0])
     resampled = rng.integers(n, size=(RESAMPLES, n))
     rows = []
     for name, metric in ({"BLEU": bleu, "chrF": chrf} if translated else {"WER": word_error_rate}).items():

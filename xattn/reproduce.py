@@ -7,7 +7,6 @@ A step runs again only when something it depends on has changed: cells, paramete
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 import time
@@ -16,12 +15,11 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from xattn.corpus import load_corpus
 from xattn.explain import Occlusion
 from xattn.interop import SALIENCY
-from xattn.models import HUB_ID, load_model
+from xattn.models import load_model
+from xattn.profiles import OCCLUSION, load_profile, require_inputs, without_absent
 from xattn.provenance import (
     ROOT,
     cells,
@@ -63,10 +61,6 @@ class Step:
 
 LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps")
-OCCLUSION = (
-    *("input_masks", "encoder_masks", "input_p", "encoder_p", "seed"),
-    *("precision", "estimator", "reliability", "pyramid"),
-)
 MAPS = ("10_maps",)
 
 STEPS = (
@@ -101,7 +95,12 @@ STEPS = (
 
 # Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again.
 RELEASED_STEPS = (
-    Step("11_released", ("profile", "maps", "model", "settings"), ("maps/{model}/{setting}",), per_source=True),
+    Step(
+        "11_released",
+        ("profile", "maps", "model", "settings", "subsampling"),
+        ("maps/{model}/{setting}",),
+        per_source=True,
+    ),
     *(
         replace(step, needs=("11_released",))
         for step in STEPS
@@ -109,26 +108,6 @@ RELEASED_STEPS = (
         in ("23_heads_and_layers", "24_models_and_tasks", "25_context_mixing", "30_heatmaps", "90_findings")
     ),
 )
-
-PROFILE_KEYS = {
-    "profile": str,
-    "data": str,
-    "models": dict,
-    "settings": dict,
-    "split": str,
-    "utterances": int,
-    "input_masks": int,
-    "encoder_masks": int,
-    "input_p": float,
-    "encoder_p": float,
-    "seed": int,
-    "precision": str,
-    "estimator": str,
-    "reliability": float,
-    "pyramid": str,
-    "device": str,
-}
-RELEASED_KEYS = {"profile": str, "data": str, "released": str, "settings": dict}
 
 
 class NotebookFailed(RuntimeError):
@@ -147,76 +126,7 @@ class Job:
     inputs: str
     stale: str
     after: tuple[str, ...]  # names of the steps to wait for
-
-
-def load_profile(path: Path) -> dict:
-    """Read and check a profile. ValueError, FileNotFoundError: one sentence naming the file and the key."""
-    try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
-        raise FileNotFoundError(f"There is no profile {path}; profiles in {path.parent}: {known}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it there.") from None
-    if not isinstance(profile, dict):
-        raise ValueError(f"{path} must be a mapping with the keys {', '.join(PROFILE_KEYS)}.")
-    keys = RELEASED_KEYS if "released" in profile else PROFILE_KEYS
-    for key in [*profile, *keys]:
-        if key not in keys or key not in profile:
-            what = "is missing" if key in keys else "is unknown"
-            raise ValueError(f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(keys)}.")
-    for key, kind in keys.items():
-        if type(profile[key]) is not kind:
-            raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
-    if "released" in profile:
-        profile["models"] = {model: f"{profile['released']}/{model}" for model in profile["settings"]}
-    else:
-        _check_occlusion(profile, path)
-    if profile["profile"] != path.stem:
-        raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
-    if not profile["models"] or set(profile["models"]) != set(profile["settings"]):
-        raise ValueError(f"{path}: models and settings must name the same models, at least one.")
-    for model, settings in profile["settings"].items():
-        if not re.fullmatch(r"[\w.-]+", str(model)):
-            raise ValueError(f"{path}: the model name {model!r} must be letters, digits, dots, dashes, underscores.")
-        folder = profile["models"][model]
-        hub = HUB_ID.fullmatch(str(folder))
-        if not isinstance(folder, str) or (hub["own"] if hub else Path(folder).name) != model:
-            raise ValueError(f"{path}: models: {model} must be called as its folder, {folder!r}.")
-        valid = isinstance(settings, list) and all(re.fullmatch(r"[a-z]+(-[a-z]+)?", str(s)) for s in settings)
-        if not valid or not settings or len(set(settings)) < len(settings):
-            raise ValueError(f"{path}: settings: {model} must list such as en or en-it, each once, not {settings!r}.")
-    return profile
-
-
-def _check_occlusion(profile: dict, path: Path) -> None:
-    for key, least in {"utterances": 1, "seed": 0}.items():
-        if profile[key] < least:
-            raise ValueError(f"{path}: {key} must be at least {least}, not {profile[key]}.")
-    for key in ("input_p", "encoder_p"):
-        if not 0 < profile[key] < 1:
-            raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
-    try:
-        Occlusion(**{key: profile[key] for key in OCCLUSION})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def require_inputs(profile: dict, root: Path) -> None:
-    """FileNotFoundError, one sentence, where a model's folder or the corpus of a profile is not there.
-
-    A model named by its id on the hub is fetched when it is loaded.
-    """
-    for model, folder in profile["models"].items():
-        on_hub = "released" not in profile and HUB_ID.fullmatch(folder)
-        if not (on_hub or (root / folder).is_dir()):
-            raise FileNotFoundError(
-                f"Profile {profile['profile']}: the folder {folder!r} of models: {model} does not exist; put it there."
-            )
-    if not any(p.is_file() for p in (root / profile["data"]).glob("*")):
-        raise FileNotFoundError(
-            f"Profile {profile['profile']}: the corpus folder {profile['data']!r} does not exist or holds no manifest."
-        )
+    note: str  # put into the captions of its tables
 
 
 def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
@@ -249,6 +159,7 @@ def plan(
         for model, settings in profile["settings"].items()
         for source in dict.fromkeys(setting.split("-")[0] for setting in settings)
     ]
+    note = f"Not run: {', '.join(profile['not_run'])}." if profile.get("not_run") else ""
     jobs, hashes = [], {}
     for step in steps or steps_of(profile, root):
         path = root / "notebooks" / f"{step.notebook}.ipynb"
@@ -270,7 +181,8 @@ def plan(
             stale = "not run yet" if not copy.exists() else f"{missing[0]} is missing" if missing else ""
             if not stale and recorded(copy).get("inputs") != inputs:
                 stale = "something it depends on has changed"
-            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, (*step.needs, *step.after)))
+            waits = (*step.needs, *step.after)
+            jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, waits, note))
     return jobs
 
 
@@ -317,6 +229,10 @@ def execute(job: Job, root: Path) -> float:
         os.replace(running, failed)
         where = failed.relative_to(root)
         raise NotebookFailed(f"{job.name} failed with {' '.join(error.split())} (the traceback is in {where}).")
+    for file in job.outputs:
+        if job.note and file.suffix == ".md":
+            caption, gap, table = file.read_text(encoding="utf-8").partition("\n\n")
+            file.write_text(f"{caption} {job.note}{gap}{table}", encoding="utf-8")
     notebook = json.loads(running.read_text(encoding="utf-8"))
     notebook["metadata"]["xattn"] = {"inputs": job.inputs, "seconds": seconds}
     running.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -325,20 +241,31 @@ def execute(job: Job, root: Path) -> float:
     return seconds
 
 
+def cost_of_maps(given: dict) -> tuple[float, float]:
+    """Seconds and bytes of the maps of a step with these parameters; relative paths start in the current folder.
+
+    A step that is given no pyramid makes maps of its own, of the profile's first pair and with the other pyramid.
+    """
+    occlusion = Occlusion(**{"pyramid": "spread"} | {key: given[key] for key in OCCLUSION if key in given})
+    model, settings = given.get("model"), given.get("settings")
+    if model is None:
+        name, _, setting = given["pairs"][0].partition("/")
+        model, settings = given["models"][name], [setting]
+    language = settings[0].partition("-")[0]
+    corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
+    return cost(load_model(model, given["device"]), corpus, settings, occlusion)
+
+
 def foretell(jobs: list[Job]) -> None:
     """Print what would run and, from a few masks of each, about what the maps would cost."""
     hours, gigabytes = 0.0, 0.0
     for job in jobs:
-        print(f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else ""), end="")
+        line = f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else "")
         if job.stale and "input_masks" in job.parameters:
-            given = job.parameters
-            occlusion = Occlusion(**{key: given[key] for key in OCCLUSION})
-            language = given["settings"][0].partition("-")[0]
-            corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
-            seconds, size = cost(load_model(given["model"], given["device"]), corpus, given["settings"], occlusion)
+            seconds, size = cost_of_maps(job.parameters)
             hours, gigabytes = hours + seconds / 3600, gigabytes + size / 1e9
-            print(f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB", end="", flush=True)
-        print()
+            line += f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB"
+        print(line, flush=True)
     if hours:
         print(f"The maps would take about {hours:.1f} h and at most {gigabytes:.1f} GB, one after the other.")
 
@@ -385,13 +312,18 @@ def run(
     ValueError, FileNotFoundError: wrong input; NotebookFailed: the rest.
     """
     start = time.perf_counter()
-    profile = load_profile(path)
+    given = load_profile(path)
+    profile = without_absent(given, root)
+    for model in profile["not_run"]:
+        folder = given["models"][model]
+        print(f"{model} is not run: there is no {folder} (docs/paper_scale.md says how to make one).", flush=True)
     require_inputs(profile, root)
     jobs = plan(profile, root, steps, figures)
     stale = [job for job in jobs if job.stale]
     output = f"{figures}/{profile['profile']}"
     if dry_run:
-        foretell(jobs)
+        with chdir(root):
+            foretell(jobs)
         return
     if not stale:
         print(f"{output} is up to date ({len(jobs)} notebooks); nothing to do.")

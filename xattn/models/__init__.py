@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol
 
 import huggingface_hub
@@ -97,9 +98,16 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
 
     Raises:
         FileNotFoundError: there is no such folder, or a file is missing from it.
-        ValueError: it is of no model that the kit knows, or its files do not fit each other.
+        ValueError: it is of no model that the kit knows, its files do not fit each other, or there is no such device.
         OSError: the hub does not give the model.
     """
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of many kinds, by device and build of torch
+        raise ValueError(
+            f"There is no {'CUDA device' if str(device) == 'cuda' else f'device {device!r}'} here that torch can use "
+            f"({shorten(_line(error), 90)}): set device to cpu, or run this where there is one."
+        ) from error
     folder = Path(name_or_path)
     hub = None if folder.exists() else HUB_ID.fullmatch(str(name_or_path))
     if hub:
@@ -134,13 +142,18 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
     return model
 
 
+def _line(error: Exception) -> str:
+    """The first line of what a library says, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def _fetched(name: str, revision: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FETCHED))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise OSError(
             f"There is no model folder {name}, and the Hugging Face hub does not give it at revision {revision} "
-            f"({str(error).strip().splitlines()[0]}): check the name and the network, or give a local folder."
+            f"({_line(error)}): check the name and the network, or give a local folder."
         ) from error
 
 

@@ -24,6 +24,8 @@ from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, cmvn, log_mel, mel_centre
 from xattn.models import folder_hash
 from xattn.models.seq2seq import Seq2SeqModel, load_network
 
+BLANK = "<ctc_blank>"  # the reference's joint CTC models add it to a vocabulary that they have read
+NEVER_WRITTEN = ("<s>", "<pad>", "<unk>", BLANK)
 SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
 
 
@@ -316,6 +318,14 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return heads
 
 
+def read_pieces(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A SentencePiece model. ValueError: it is none."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or no SentencePiece model: fetch it again.") from error
+
+
 class Vocabulary:
     """A SentencePiece model whose pieces have another order, as fairseq's dictionaries do; as its processor where used.
 
@@ -323,9 +333,12 @@ class Vocabulary:
     """
 
     def __init__(self, spm_file: Path, vocab_file: Path):
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(spm_file))
-        ids = json.loads(vocab_file.read_text(encoding="utf-8"))
-        self.pieces = sorted(ids, key=ids.get)
+        self.processor = read_pieces(spm_file)
+        try:
+            ids = json.loads(vocab_file.read_text(encoding="utf-8"))
+            self.pieces = sorted(ids, key=ids.get)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"{vocab_file} is no JSON object of pieces and their ids: fetch it again.") from error
         if [ids[piece] for piece in self.pieces] != list(range(len(ids))):
             raise ValueError(f"{vocab_file} does not give its {len(ids)} pieces the ids from 0 on: fetch it again.")
 
@@ -340,7 +353,11 @@ class Vocabulary:
 
 
 class ConformerModel(Seq2SeqModel):
-    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel."""
+    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel.
+
+    The reference's models, which start with </s>, write no special token but </s>: their authors search with a penalty
+    of 10,000 on <unk>.
+    """
 
     frame_seconds, first_frame = FRAME_SECONDS, WINDOW_SECONDS / 2
     band_centres = mel_centres()
@@ -348,7 +365,21 @@ class ConformerModel(Seq2SeqModel):
 
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
         super().__init__(network, source, weights_hash)
-        self.tokenizer, self.languages = tokenizer, tuple(self.config.language_ids)
+        size, ids = self.config.vocab_size, self.config.language_ids or {}
+        if len(tokenizer) != size:
+            raise ValueError(
+                f"The vocabulary of {source} has {len(tokenizer)} pieces where the model has {size}: give its own."
+            )
+        if not ids or not all(token is None or type(token) is int and 0 <= token < size for token in ids.values()):
+            raise ValueError(
+                f"language_ids in the config.json of {source} are {self.config.language_ids}, and not languages with "
+                f"token ids below {size}: fetch or train the model again."
+            )
+        self.tokenizer, self.languages = tokenizer, tuple(ids)
+        if self.config.starts_with_eos:
+            never = {token for token in range(size) if tokenizer.id_to_piece(token) in NEVER_WRITTEN}
+            tags = {token for token in ids.values() if token is not None}
+            network.generation_config.suppress_tokens = sorted(never | tags)
         self.padding_safe = not self.config.batch_unsafe_relative_shift
 
     @classmethod
@@ -368,7 +399,7 @@ class ConformerModel(Seq2SeqModel):
         if (folder / "vocab.json").is_file():
             tokenizer = Vocabulary(folder / "spm.model", folder / "vocab.json")
         else:
-            tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spm.model"))
+            tokenizer = read_pieces(folder / "spm.model")
         return cls(network.to(device), tokenizer, str(folder), folder_hash(folder))
 
     def features(self, audio: np.ndarray) -> Tensor:

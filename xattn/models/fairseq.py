@@ -9,12 +9,13 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch import Tensor
 
+from xattn.models.conformer import read_pieces
 from xattn.models.fama import completed, conformer, language_ids
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first ids of every dictionary, which its file leaves out
@@ -38,6 +39,16 @@ class Stored:
         self.__dict__.update(state)
 
 
+class Unread:
+    """Stands for an object that no model needs, such as a number of NumPy; what it is made of is dropped."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
 # All that a checkpoint may name besides tensors and what stands in for it; the classes themselves are never touched.
 ALLOWED = {
     "argparse.Namespace": Stored,
@@ -50,6 +61,10 @@ ALLOWED = {
     "builtins.dict": Stored,
     "builtins.list": Stored,
     "collections.defaultdict": lambda *_: {},
+    # Validation scores and the like, as NumPy numbers and arrays.
+    **{f"numpy.{core}.multiarray.{name}": Unread for core in ("core", "_core") for name in ("scalar", "_reconstruct")},
+    **dict.fromkeys(("numpy.ndarray", "numpy.dtype"), Unread),
+    **{f"builtins.{name}": Unread for name in ("bool", "bytes", "float", "frozenset", "int", "range", "slice", "str")},
 }
 
 
@@ -69,15 +84,21 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}: check the path.")
-    with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]):
+    allowed = [(stand_in, name) for name, stand_in in ALLOWED.items()]
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings(action="ignore"):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or malicious file may raise anything
             refused = re.search(r"GLOBAL ([\w.]+)", str(error))
             if refused:
                 raise ValueError(
-                    f"{path} was not read, because it asks for {refused[1]}, which no checkpoint of a model needs: get "
-                    "one from a source that you trust."
+                    f"{path} was not read, because it asks for {refused[1]}, which is not known to be harmless: "
+                    "get one from a source that you trust, or save it there with its args or cfg and model alone."
+                ) from error
+            if "Unsupported operand" in str(error):
+                raise ValueError(
+                    f"{path} was not read, because its pickle protocol is not 2: save it again with torch.save, whose "
+                    "default that is."
                 ) from error
             raise ValueError(f"{path} is damaged or no checkpoint ({type(error).__name__}): fetch it again.") from error
     try:
@@ -106,10 +127,7 @@ def read_vocabulary(spm: Path) -> tuple[Path, list[str]]:
         )
     lines = [line.rstrip().rpartition(" ") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     pieces = [*SPECIAL, *(piece for piece, _, _ in lines)]
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{spm} is damaged or no SentencePiece model: fetch it again.") from error
+    processor = read_pieces(spm)
     known = {processor.id_to_piece(token) for token in range(len(processor))}
     for piece, _, count in lines:
         if not (piece and count.isdecimal()):

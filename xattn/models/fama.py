@@ -15,7 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from xattn.models import folder_hash
-from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel, Vocabulary
+from xattn.models.conformer import (
+    BLANK,
+    ConformerConfig,
+    ConformerForConditionalGeneration,
+    ConformerModel,
+    Vocabulary,
+)
 
 # Options that are taken over as they are, under transformers' names; those of DEFAULTS may be absent.
 NEEDED = (
@@ -53,15 +59,16 @@ RENAMED = (
     (r"^model\.", ""),
     (r"^lm_head\.", "decoder.output_projection."),
     (r"^encoder\.layers\.", "encoder.conformer_layers."),
+    (r"^encoder\.conv\.", "encoder.subsample."),
 )
 PROJECTION = re.compile(r"(.+)\.(in|qkv|q|k|v|query|key|value)_proj[._](weight|bias)")
-# Tables that are computed here, and the heads of joint CTC decoding, which the kit does not do.
+# Tables that are computed here, and the modules of joint CTC decoding beside the encoder and the decoder (auxiliary*,
+# ctc*), which the kit does not do.
 LEFT_OUT = re.compile(r".+\.positional_encoding\.pe|(en|de)coder\.(version|embed_positions\..+)|(auxiliary|ctc)\w*\..+")
 CTC_HEAD = ("encoder.ctc_fc.weight", "encoder.ctc_fc.bias")
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 
 LANGUAGE_TAG = re.compile(r"<lang:(.+)>")
-BLANK = "<ctc_blank>"  # the reference's joint CTC models add it to a vocabulary that they have read
 
 
 def renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -92,27 +99,35 @@ def configuration(options: dict, source: Path) -> ConformerConfig:
         if name in options and options[name] != only and (options[name] or only)
     ]
     if problems:
-        raise ValueError(
-            f"The configuration in {source} is of no Conformer that the kit can build ({'; '.join(problems)}): give "
-            "another model."
-        )
+        raise ValueError(_no_conformer(source, "; ".join(problems)))
     given = {name: value for name, value in options.items() if name in (*NEEDED, *DEFAULTS) and value is not None}
-    return ConformerConfig(
-        **DEFAULTS | given,
-        num_conv_layers=len(options["conv_kernel_sizes"]),
-        encoder_ffn_dim=options.get("feed_forward_expansion_factor", 4) * options["d_model"],
-        ctc_encoder_layer=options.get("ctc_encoder_layer"),
-        ctc_vocab_size=options.get("ctc_vocab_size"),
-        tie_word_embeddings=bool(options.get("tie_word_embeddings")),
-        starts_with_eos=True,
+    try:
+        return ConformerConfig(
+            **DEFAULTS | given,
+            num_conv_layers=len(options["conv_kernel_sizes"]),
+            encoder_ffn_dim=options.get("feed_forward_expansion_factor", 4) * options["d_model"],
+            ctc_encoder_layer=options.get("ctc_encoder_layer"),
+            ctc_vocab_size=options.get("ctc_vocab_size"),
+            tie_word_embeddings=bool(options.get("tie_word_embeddings")),
+            starts_with_eos=True,
+        )
+    except Exception as error:  # whatever is made of values of another type
+        raise ValueError(_no_conformer(source, str(error))) from error
+
+
+def _no_conformer(source: Path, why: str) -> str:
+    return (
+        f"The configuration in {source} is of no Conformer that the kit can build ({' '.join(why.split())}): give "
+        "another model."
     )
 
 
 def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> ConformerForConditionalGeneration:
     """The Conformer of these options and weights, in evaluation mode and float32.
 
-    Every tensor is used once, but for those of LEFT_OUT and for a CTC head without a layer among the options, and
-    every parameter is filled.
+    Every tensor is used once, but for those of LEFT_OUT (computed tables, and modules named auxiliary* or ctc* beside
+    the encoder and the decoder) and for `encoder.ctc_fc`, the intermediate CTC head, where no layer for it is among the
+    options; these are dropped, as no output depends on them. Every parameter is filled.
 
     ValueError: something does not fit; everything that does not is in one sentence.
     """
@@ -135,7 +150,10 @@ def conformer(options: dict, tensors: dict[str, Tensor], source: Path) -> Confor
         origins, weights = ({name: each[embeddings[0]] for name in TIED} | each for each in (origins, weights))
     elif config.tie_word_embeddings and embeddings and not torch.equal(*(weights[name] for name in TIED)):
         problems.append(f"{' and '.join(origins[name] for name in TIED)} differ, which are shared")
-    network = ConformerForConditionalGeneration(config)
+    try:
+        network = ConformerForConditionalGeneration(config)
+    except Exception as error:  # such as heads that do not divide the width
+        raise ValueError(_no_conformer(source, str(error))) from error
     expected = network.state_dict()
     for name, tensor in weights.items():
         if name not in expected:

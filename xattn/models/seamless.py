@@ -87,8 +87,12 @@ class SeamlessModel(PretrainedModel):
         return torch.tensor([self.config.decoder_start_token_id, self.tags[self.target(setting)]], device=self.device)
 
     def tokens(self, ids: Tensor) -> list[str]:
-        """Subword strings of token ids (I,)."""
-        return [self.names.get(token) or self.tokenizer.id_to_piece(token - 1) for token in ids.tolist()]
+        """Subword strings of token ids (I,), numbers in <> where the checkpoint names no piece."""
+        size = self.tokenizer.get_piece_size()
+        return [
+            self.names.get(token) or (self.tokenizer.id_to_piece(token - 1) if token <= size else f"<{token}>")
+            for token in ids.tolist()
+        ]
 
     def text(self, ids: Tensor) -> str:
         """The text that token ids (I,) spell, special tokens left out."""

@@ -6,6 +6,7 @@ V vocabulary, L decoder layers.
 
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +30,7 @@ class SharedMemoryCache(EncoderDecoderCache):
 def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     """Weights in a folder's safetensors files as a network in float32 and evaluation mode.
 
-    FileNotFoundError: there are none. ValueError: they are damaged or incomplete.
+    FileNotFoundError: there are none. ValueError: they are damaged or incomplete, or config.json is not theirs.
     """
     if not any(folder.glob("model*.safetensors")):
         raise FileNotFoundError(
@@ -37,16 +38,44 @@ def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
             "files are not read."
         )
     logging.disable_progress_bar()  # it outlives the call as a stuck widget in executed notebooks
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what does not fit is in the sentences below, and not in a printed table
     try:
         network, report = kind.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, local_files_only=True
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
         )
     except SafetensorError as error:
         raise ValueError(f"A safetensors file of {folder} is damaged ({error}): fetch or train it again.") from error
+    except Exception as error:  # whatever is made of values that no configuration has
+        raise ValueError(
+            f"No network can be made of {folder / 'config.json'} ({type(error).__name__}: {shorten(str(error), 200)}): "
+            "fetch or train the model again."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    other = [f"{name} is {[*stored]} and not {[*ours]}" for name, stored, ours in sorted(report["mismatched_keys"])]
+    if other:
+        raise ValueError(
+            f"The safetensors files of {folder} do not fit its config.json ({_first(other, '; ')}): fetch or train the "
+            "model again."
+        )
     absent = sorted(report["missing_keys"])
     if absent:
-        raise ValueError(f"The safetensors files of {folder} lack {', '.join(absent)}: fetch or train them again.")
+        raise ValueError(f"The safetensors files of {folder} lack {_first(absent, ', ')}: fetch or train them again.")
+    unused = sorted(report["unexpected_keys"])
+    if unused:  # which released checkpoints may have from older versions of their architectures
+        print(f"The network of {folder / 'config.json'} has no place for {_first(unused, ', ')}: these are not used.")
     return network.eval()
+
+
+def _first(items: list[str], separator: str) -> str:
+    more = f" and {len(items) - 3} more" if items[3:] else ""
+    return separator.join(items[:3]) + more
 
 
 class Seq2SeqModel:

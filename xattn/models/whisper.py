@@ -15,6 +15,7 @@ from transformers import GenerationMixin, WhisperFeatureExtractor, WhisperForCon
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from xattn.explain import NothingToExplain
 from xattn.models.pretrained import PretrainedModel
 
 # Of the input, (log10 of the energy + 4) / 4: what is softer than the loudest cell by more than 80 dB is raised to that
@@ -58,11 +59,12 @@ class WhisperModel(PretrainedModel):
     def features(self, audio: np.ndarray) -> Tensor:
         """16 kHz mono audio (samples,) to the frames of the model's input whose windows reach into it, (T, F).
 
-        The other frames of its 30 s are silent, all of one level. ValueError: the audio is longer.
+        The other frames of its 30 s are silent, all of one level. NothingToExplain: the audio is longer, so a corpus
+        goes on without it.
         """
         extractor = self.extractor
         if len(audio) > extractor.n_samples:
-            raise ValueError(
+            raise NothingToExplain(
                 f"The recording lasts {len(audio) / extractor.sampling_rate:.1f} s, and {self.name} hears "
                 f"{extractor.chunk_length} s: cut it."
             )
