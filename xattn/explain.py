@@ -93,7 +93,7 @@ class Occlusion:
 
 
 class NothingToExplain(ValueError):
-    """The model wrote fewer tokens than are needed."""
+    """There is nothing to explain: the model wrote fewer tokens than are needed, or cannot hear so long a recording."""
 
 
 def explain(
