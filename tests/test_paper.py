@@ -60,7 +60,11 @@ def test_the_paper_s_profile_runs_through_to_the_findings(rehearsal):
     assert findings.verdict.isin(["holds", "does not hold", "undecided", "not available"]).all()
     assert {f"{model}/{setting}" for model, setting in pairs} <= set(findings["where"])
     scales = findings[findings.finding == "scale matters little"]
-    assert list(scales["where"]) == [f"fama-small and fama-medium, {s}" for s in profile["settings"]["fama-small"]]
+    assert list(scales["where"]) == [
+        "base and fama-small, en",
+        "base and fama-medium, en",
+        *(f"fama-small and fama-medium, {setting}" for setting in profile["settings"]["fama-small"]),
+    ]
     assert set(json.loads((figures / "provenance.json").read_text())["models"]) == set(profile["models"])
     assert not any(job.stale for job in plan(profile, root))
 

@@ -365,22 +365,26 @@ class ConformerModel(Seq2SeqModel):
 
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
         super().__init__(network, source, weights_hash)
-        size, ids = self.config.vocab_size, self.config.language_ids or {}
-        if len(tokenizer) != size:
+        self.tokenizer, self.languages = tokenizer, tuple(self.config.language_ids or {})
+        if tokenizer is not None:  # else the network is all that is used, and writes nothing
+            self._check_vocabulary()
+        self.padding_safe = not self.config.batch_unsafe_relative_shift
+
+    def _check_vocabulary(self) -> None:
+        size, ids, source = self.config.vocab_size, self.config.language_ids or {}, self.source
+        if len(self.tokenizer) != size:
             raise ValueError(
-                f"The vocabulary of {source} has {len(tokenizer)} pieces where the model has {size}: give its own."
+                f"The vocabulary of {source} has {len(self.tokenizer)} pieces where the model has {size}: give its own."
             )
         if not ids or not all(token is None or type(token) is int and 0 <= token < size for token in ids.values()):
             raise ValueError(
                 f"language_ids in the config.json of {source} are {self.config.language_ids}, and not languages with "
                 f"token ids below {size}: fetch or train the model again."
             )
-        self.tokenizer, self.languages = tokenizer, tuple(ids)
         if self.config.starts_with_eos:
-            never = {token for token in range(size) if tokenizer.id_to_piece(token) in NEVER_WRITTEN}
+            never = {token for token in range(size) if self.tokenizer.id_to_piece(token) in NEVER_WRITTEN}
             tags = {token for token in ids.values() if token is not None}
-            network.generation_config.suppress_tokens = sorted(never | tags)
-        self.padding_safe = not self.config.batch_unsafe_relative_shift
+            self.network.generation_config.suppress_tokens = sorted(never | tags)
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str = "cpu") -> "ConformerModel":
