@@ -133,12 +133,15 @@ def occlude(
     if masks.number < 1:
         raise ValueError("No perturbation was asked for: set the number of masks to 1 or more.")
     labels = torch.from_numpy(masks.partition.labels).to(device)
-    batches, count, saved = ([], 0, time.monotonic()) if done is None else ([done], len(done), time.monotonic())
+    count, saved = 0 if done is None else len(done), time.monotonic()
+    # One array from the start: small ones kept from every batch would lie between the large ones that are freed, and
+    # the process would grow.
+    scores = None if done is None else np.resize(done, (masks.number, done.shape[1]))
     for stop in _stops(masks.number) if enough else [masks.number]:
         while count < stop:
             following = min(count + batch_size, stop)
             try:
-                scores = score(_keep(masks, labels, count, following)).float().cpu()
+                found = score(_keep(masks, labels, count, following)).float().cpu()
             except (MemoryError, RuntimeError) as error:
                 if not _is_of_memory(error):
                     raise
@@ -149,19 +152,20 @@ def occlude(
                     ) from error
                 batch_size //= 2
                 continue
-            if not scores.isfinite().all():
+            if not found.isfinite().all():
                 raise FloatingPointError(
                     "The model gave a score that is not finite: check its weights and the recording."
                 )
-            batches.append(scores.numpy())
+            if scores is None:
+                scores = np.empty((masks.number, found.shape[1]), dtype=np.float32)
+            scores[count:following] = found.numpy()
             count = following
             if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint(np.concatenate(batches))
+                checkpoint(scores[:count])
                 saved = time.monotonic()
-        batches = [np.concatenate(batches)]
-        if stop < masks.number and enough(batches[0][:stop]):
+        if stop < masks.number and enough(scores[:stop]):
             break
-    return batches[0][:stop]
+    return scores[:stop]
 
 
 def _is_of_memory(error: Exception) -> bool:
