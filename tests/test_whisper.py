@@ -4,9 +4,11 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
+import yaml
 from conftest import SENTENCES
 from pretrained import SMALL, PretrainedChecks, listening
 from transformers import (
@@ -23,6 +25,7 @@ from xattn.interop import write_released
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
 from xattn.quality import quality_table, transcribe
+from xattn.reproduce import ROOT, run
 from xattn.runs import explain_corpus
 from xattn.store import load_all
 
@@ -222,3 +225,27 @@ def test_many_utterances_are_searched_in_parts(pretrained, audio):
 def test_files_of_other_tools_do_not_hold_its_maps(pretrained, utterances, tmp_path):
     with pytest.raises(ValueError, match="whisper-tiny also attends to padding, which such files do not hold"):
         write_released([explain(pretrained, utterances[0], **SMALL)], tmp_path / "whisper-tiny" / "en")
+
+
+def test_its_profile_runs_through_to_the_findings(made, folder, tmp_path):
+    """Its profile as it is, but for tiny models in folders, few masks and recordings that they hear whole."""
+    root, profile = tmp_path / "kit", yaml.safe_load((ROOT / "notebooks/profiles/whisper.yaml").read_text())
+    root.mkdir()
+    for name in ("notebooks", "xattn"):
+        (root / name).symlink_to(ROOT / name)
+    sentences = zip(SENTENCES["en"], SENTENCES["it"], strict=True)
+    made.corpus(root / "data", [(f"en-dev-{i}", "dev", "en", *each) for i, each in enumerate(sentences)])
+    for model in profile["models"]:
+        profile["models"][model] = f"models/{model}"
+        shutil.copytree(folder, root / "models" / model)
+    few = {"input_masks": 20, "encoder_masks": 20, "precision": "float32"}
+    path = tmp_path / "whisper.yaml"
+    path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")
+    run(path, root=root, at_once=2)
+    figures = root / "figures/whisper"
+    for model in profile["models"]:
+        maps = list(load_all(figures / "maps", model, "en"))
+        assert len(maps) == profile["utterances"] and all("padding_attention" in item for item in maps)
+    quality = pd.read_csv(figures / "tab2.csv").query("metric == 'WER'")
+    assert set(quality.model) == set(profile["models"]) and (quality.n == len(SENTENCES["en"])).all()
+    assert set(pd.read_csv(figures / "findings.csv")["where"]) >= {f"{model}/en" for model in profile["models"]}
