@@ -159,6 +159,9 @@ def test_numbers_of_a_table_are_where_they_belong():
             value = rho[(source, *label)]
             assert text.get_text() == f"{value:z.2f}\n{value - 0.1:z.2f} to {value + 0.1:z.2f}"
     assert "X" in figure.axes[0].get_title() and "H" in figure.axes[1].get_title()
+    table.loc[table.index[0], "rho"] = np.nan
+    assert sum(len(axes.texts) for axes in heads_and_layers(table, "tiny, en").axes[:2]) == 31
+    table = correlations()
     colours = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
     assert colours[0] == colours[1] == (min(0, table.rho.min()), table.rho.max())
 

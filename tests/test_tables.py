@@ -13,6 +13,7 @@ OURS = pd.DataFrame(
 def test_numbers_come_with_their_interval_where_there_is_one():
     assert written(OURS, "rho").tolist() == ["0.43 (0.40 to 0.47)", "-0.04"]
     assert written(OURS, "rho", digits=3)[0] == "0.434 (0.400 to 0.466)"
+    assert written(OURS, "low", bounds=("n", "n")).tolist() == ["0.40 (16.00 to 16.00)", ""]
 
 
 def test_a_table_is_markdown_under_its_caption(tmp_path):

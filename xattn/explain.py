@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,9 @@ class Occlusion:
             value = getattr(self, name)
             if value is None and name == "batch_size":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
+            object.__setattr__(self, name, int(value))  # numpy's would not do in the key of stored maps
 
     def on(self, device: torch.device) -> "Occlusion":
         """The same with precision "auto" and batch_size None decided for the device."""

@@ -182,7 +182,8 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
                 linewidths=0.5,
                 ax=axis,
             )
-            for text, colour in zip(axis.texts, axis.collections[0].get_facecolors(), strict=True):
+            known = grids[0].notna().to_numpy().ravel()  # others have no text
+            for text, colour in zip(axis.texts, axis.collections[0].get_facecolors()[known], strict=True):
                 text.set_color("white" if sns.utils.relative_luminance(colour) < 0.18 else "black")
             axis.axhline(len(rows) - 1, color="black", linewidth=1)
             axis.axvline(len(columns) - 1, color="black", linewidth=1)

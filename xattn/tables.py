@@ -11,9 +11,11 @@ PUBLISHED = {"small": "fama-small", "large": "fama-medium"}  # the paper's model
 
 
 def written(table: pd.DataFrame, value: str, digits: int = 2, bounds: tuple[str, str] = ("low", "high")) -> pd.Series:
-    """The column `value` with its interval as text: "0.43 (0.40 to 0.47)", or "0.43" where no interval exists."""
+    """The column `value` with its interval as text: "0.43 (0.40 to 0.47)", or "0.43" where there is none; where there
+    is no value, nothing."""
     number, low, high = (table[name].map(f"{{:z.{digits}f}}".format) for name in (value, *bounds))
-    return number + (" (" + low + " to " + high + ")").where(table[bounds[0]].notna(), "")
+    text = number + (" (" + low + " to " + high + ")").where(table[bounds[0]].notna(), "")
+    return text.where(table[value].notna(), "")
 
 
 def paper_values(table: str) -> pd.DataFrame:
