@@ -87,10 +87,10 @@ def test_findings_of_planted_results():
     assert said["2D max is the best reduction", "base/en"] == "holds"
     assert said["SM^X reduced beats CA", "base/en"] == "holds"
     assert said["full resolution beats reduced", "base/en"] == "undecided"
-    corrected = found.set_index(["finding", "where"]).value
-    noiseless = corrected["encoder saliency correlates more, corrected for noise", "base/en"]
+    value = found.set_index(["finding", "where"]).value
+    noiseless = value["encoder saliency correlates more, corrected for noise", "base/en"]
     assert noiseless == pytest.approx(0.65 - 0.55 / 0.9, abs=0.01)
-    noiseless = corrected["English recognition above other settings, corrected for noise", "base, en and it"]
+    noiseless = value["English recognition above other settings, corrected for noise", "base, en and it"]
     assert noiseless == pytest.approx(0.1 / 0.9, abs=0.01)
     assert set(found[found.finding == "full resolution beats reduced"].value) == {2.0}  # no other row of tab6
     assert found.set_index("finding").loc["context mixing is 0.03 to 0.18", "value"].iloc[0] == pytest.approx(0.1)
@@ -105,9 +105,8 @@ def test_scale_is_compared_within_a_setting():
     assert found.value["scale matters little"] == pytest.approx(0.2)
     three = judge({"base/en": sample(0.01), "small/en": sample(0.0), "large/en": sample(0.05)}, tables())
     scale = three[three.finding == "scale matters little"].set_index("where").value
-    assert scale.to_dict() == pytest.approx(
-        {"base and small, en": -0.01, "base and large, en": 0.04} | {"small and large, en": 0.05}
-    )
+    expected = {"base and small, en": -0.01, "base and large, en": 0.04, "small and large, en": 0.05}
+    assert scale.to_dict() == pytest.approx(expected)
     released = judge({"fama-small/it": sample(0.0), "fama-medium/it": sample(0.02)}, tables())
     assert "fama-small and fama-medium, it" in set(released["where"])
 
