@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pandas as pd
 from xattn.audio import N_MELS, log_mel
 from xattn.corpus import Utterance, load_corpus
 from xattn.sources import utterances_from_table
+from xattn.store import replacing
 
 COLUMNS = ("id", "start_frame", "frames", "transcript", "translation")
 
@@ -36,18 +36,13 @@ def write_features(folder: Path, language: str, made: Iterable[tuple[dict, np.nd
     Columns are those of the table; start_frame and frames are filled in here.
     """
     rows, frames = [], 0
-
-    def write(path: Path) -> None:
-        nonlocal frames
-        with open(path, "wb") as file:
-            _write_header(file, 0)
-            for row, features in made:
-                file.write(features.tobytes())
-                rows.append({**row, "start_frame": frames, "frames": len(features)})
-                frames += len(features)
-            _write_header(file, frames)
-
-    replace_whole(folder / f"{language}.npy", write)
+    with replacing(folder / f"{language}.npy") as path, open(path, "wb") as file:
+        _write_header(file, 0)
+        for row, features in made:
+            file.write(features.tobytes())
+            rows.append({**row, "start_frame": frames, "frames": len(features)})
+            frames += len(features)
+        _write_header(file, frames)
     write_table(folder / f"{language}.csv", pd.DataFrame(rows, columns=columns))
     return len(rows)
 
@@ -71,18 +66,8 @@ def in_parallel(function: Callable, items: Iterable, processes: int) -> Iterator
 
 def write_table(path: Path, *tables: pd.DataFrame) -> None:
     joined = pd.concat([table for table in tables if len(table)]).sort_values("id", kind="stable")
-    replace_whole(path, partial(joined.to_csv, index=False, lineterminator="\n"))
-
-
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: `path` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        joined.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _write_header(file, frames: int) -> None:

@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from recipes.features import energies, in_parallel, replace_whole, told, write_features, write_table
+from recipes.features import energies, in_parallel, told, write_features, write_table
 from recipes.grammar import Sentence, split
 from recipes.room import NOISES, Talkers, noise, reverberate
 from recipes.synthesise import HELD_OUT_VOICES, PUNCTUATION, VOICES, Word, speak
 from xattn.audio import FRAME_SECONDS, SAMPLE_RATE
+from xattn.store import replacing, write_whole
 
 SEED = 2024
 SENTENCES = {"train": 18_000, "dev": 40, "test": 100}
@@ -123,8 +124,8 @@ def make_dev_and_test(data: Path, language: str, seed: int, processes: int, rene
         return None
     folder = data / "audio" / language
     for recording in recordings:
-        write = partial(soundfile.write, data=recording.pcm, samplerate=SAMPLE_RATE, format="FLAC")
-        replace_whole(data / recording.row["audio"], write)
+        with replacing(data / recording.row["audio"]) as path:
+            soundfile.write(path, recording.pcm, SAMPLE_RATE, format="FLAC")
     for path in set(folder.glob("*/*.flac")) - {data / audio for audio in rows.audio}:
         path.unlink()
     words = _read_table(data / "words.csv", WORDS)
@@ -187,7 +188,7 @@ def update_card(data: Path) -> None:
     if not (opening and closing):
         raise ValueError(f"{path} lacks the lines {' and '.join(CARD_MARKS)}: restore them, the statistics go between.")
     new = f"{before}{opening}\n{statistics(data)}\n{closing}{after}"
-    replace_whole(path, lambda temporary: temporary.write_text(new, encoding="utf-8"))
+    write_whole(path, new.encode())
 
 
 @cache

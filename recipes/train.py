@@ -29,6 +29,7 @@ from xattn.models.conformer import (
     subsampled,
 )
 from xattn.quality import bleu, transcribe, wer
+from xattn.store import replacing
 
 BOS, PAD, EOS = 0, 1, 2  # <s> doubles as the CTC blank: the decoder never emits it
 CHECKPOINT_SECONDS = 60.0
@@ -285,12 +286,6 @@ def validate(
     return scores
 
 
-def save_whole(state: dict, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
 def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | None = None) -> None:
     """Train `recipe` on data/train and write data/models/<name>, validating on the dev part of a corpus folder, `data`
     by default."""
@@ -353,7 +348,8 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
             print(f"{recipe.name}: " + ", ".join(f"{key} {value}" for key, value in log[-1].items()), flush=True)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            save_whole(state | {"step": step, "seconds": seconds, "log": log}, checkpoint)
+            with replacing(checkpoint) as temporary:
+                torch.save(state | {"step": step, "seconds": seconds, "log": log}, temporary)
             pd.DataFrame(log).to_csv(log_path, index=False)
             saved = time.monotonic()
     export(model, recipe, work, data / "models" / recipe.name)

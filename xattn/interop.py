@@ -21,7 +21,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -166,18 +165,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 @contextmanager
 def _new(path: Path) -> Iterator[h5py.File]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None:  # from where the maps come
-            raise
-        raise OSError(f"{path} could not be written ({_line(error)}): make room, or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with store.replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        yield file
 
 
 def _line(error: Exception) -> str:

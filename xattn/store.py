@@ -43,7 +43,7 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
     """Write maps whole or not at all; SM^X only in its compact form, if it has one. OSError: they could not be."""
     compact = maps.drop_vars("input_saliency") if "segmentation" in maps else maps
     compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
-    with _renamed(path, AGAIN) as temporary:
+    with replacing(path, AGAIN) as temporary:
         group = temporary.with_name(f"{temporary.name}.zarr")
         try:
             compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
@@ -130,7 +130,7 @@ class Checkpoint:
         self.scores[place] = scores
         try:
             remedy = "kills will cost seconds again; the run goes on"
-            with _renamed(self.path, remedy) as temporary, temporary.open("wb") as file:
+            with replacing(self.path, remedy) as temporary, temporary.open("wb") as file:
                 np.savez(file, **self.scores, **{KEY: np.array(self.key)})
         except OSError as error:
             if not self.told:
@@ -156,13 +156,16 @@ def load_texts(path: Path, key: str) -> list[str] | None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it. OSError: it could not be written."""
-    with _renamed(path, "call this again") as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def _renamed(path: Path, remedy: str) -> Iterator[Path]:
-    """A temporary name beside `path`, of a file to write, which is then renamed; OSError: it could not be written."""
+def replacing(path: Path, remedy: str = "call this again") -> Iterator[Path]:
+    """A name beside `path` for a new file, which takes its place when whole; `path` stays as it was otherwise.
+
+    OSError: it could not be written, and what to do then. Errors without a number pass, as they come from elsewhere.
+    """
     # A process number would be the same in two containers that share the folder.
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
     try:
@@ -171,7 +174,9 @@ def _renamed(path: Path, remedy: str) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        reason = error.strerror or error
+        if error.errno is None:
+            raise
+        reason = " ".join((error.strerror or str(error)).split())
         raise OSError(f"{path} could not be written ({reason}): make room and {remedy}.") from error
     finally:
         with suppress(OSError):  # it was renamed, or never written
