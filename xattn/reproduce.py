@@ -218,6 +218,7 @@ def execute(job: Job, root: Path) -> float:
                 stdout_file=sys.stdout,
                 stderr_file=sys.stderr,
                 extra_arguments=["--log-level=CRITICAL"],  # a kernel is interrupted to end, and takes it for an error
+                shutdown_kernel="immediate",  # all is written by then, and to take its modules down costs a second
                 config=Config(KernelManager=sockets),
             )
         missing = [str(file.relative_to(root)) for file in job.outputs if not file.exists()]
