@@ -205,3 +205,12 @@ def test_lines_are_drawn_where_superpixels_meet():
     assert all(len(lines.get_segments()) == 0 for lines in figure.axes[3].collections)
     (image,) = figure.axes[3].images
     assert np.array_equal(image.get_array(), SPECTROGRAM.T) and image.origin == "lower"
+
+
+def test_a_panel_alone_is_as_wide_as_its_title():
+    table = long_table().query("layer == 'mean' and quantity == 'rho'")
+    figure = intervals(table, ["model", "setting"], "quantity", "Reductions of a long name (mean estimator) to steps")
+    figure.canvas.draw()
+    assert len(figure.axes) == 1
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.width

@@ -158,3 +158,16 @@ def test_what_is_missing_makes_findings_not_available():
     rest = found.drop(missing.index)
     assert len(rest) == 5
     pd.testing.assert_frame_equal(rest, whole.loc[rest.index])
+
+
+def test_the_best_reduction_is_judged_by_what_was_measured():
+    measured = tables()["tab1"]
+    rho = {"quantity": "rho", "minus": "2d_avg", "value": 0.1, "low": 0.05, "high": 0.2}
+    both = pd.concat([measured, measured[measured.quantity == "rho"].assign(**rho)])
+    columns = ["finding", "where", "statistic", "value", "verdict"]
+    found = judge({}, {"tab1": both[both.quantity == "rho"]})[columns]
+    found = found[found.finding == "2D max is the best reduction"].drop(columns="finding")
+    assert found.iloc[0].drop("value").tolist() == ["", "needs deletion in tab1", "not available"]
+    assert found.iloc[1:].values.tolist() == [["base/en", "rho, 2d_max minus 2d_avg", 0.1, "holds"]]
+    whole = judge({}, {"tab1": both}).set_index("finding").loc["2D max is the best reduction"]
+    assert whole.statistic.tolist() == ["deletion, 2d_max minus 2d_avg", "rho, 2d_max minus 2d_avg"]

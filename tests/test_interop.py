@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from contextlib import chdir
 from pathlib import Path
@@ -25,6 +26,8 @@ from scipy import stats
 from xattn import interop, store
 from xattn.compare import correlations
 from xattn.explain import Occlusion, explain_targets
+from xattn.faithfulness import sizes
+from xattn.findings import verdict
 from xattn.reproduce import check_parameters, load_profile, plan, steps_of
 
 ROOT = Path(__file__).parents[1]
@@ -528,8 +531,8 @@ def root(tmp_path, explained, made):
     return tmp_path
 
 
-def run_cells(job) -> None:
-    """Run the cells of a notebook in this process, which takes a fraction of the time of a kernel."""
+def run_cells(job) -> dict:
+    """Run the cells of a notebook in this process, which takes a fraction of the time of a kernel; their variables."""
     check_parameters(job)
     shown = {"display": lambda *_: None}
     for cell in json.loads(job.source.read_text(encoding="utf-8"))["cells"]:
@@ -540,17 +543,42 @@ def run_cells(job) -> None:
     plt.close("all")
     for path in job.outputs:
         assert path.exists(), path
+    return shown
+
+
+REDUCED = {  # windows (token, frame, band)
+    "2d_max": lambda window: window.max(axis=(1, 2)),
+    "2d_avg": lambda window: window.mean(axis=(1, 2)),
+    "1d_max_1d_avg": lambda window: window.max(axis=2).mean(axis=1),
+}
+
+
+def overall_rho(maps: xr.Dataset, reduction: str) -> float:
+    """rho(CA, SM^X) of the attention averaged over layers and heads, by numpy alone."""
+    spoken = maps.isel(token=maps.token.values != "</s>")
+    cells = spoken.input_saliency.values.astype(np.float64)
+    cells = stats.zscore(cells.reshape(len(cells), -1), axis=1, ddof=1).reshape(cells.shape)
+    window, steps = maps.subsampling, maps.sizes["step"]
+    cells = np.pad(cells, ((0, 0), (0, steps * window - cells.shape[1]), (0, 0)), mode="edge")
+    reduced = [REDUCED[reduction](cells[:, step * window : (step + 1) * window]) for step in range(steps)]
+    attention = stats.zscore(spoken.cross_attention.mean(["layer", "head"]).values, axis=0, ddof=1)
+    return stats.pearsonr(np.stack(reduced, axis=1).ravel(), attention.ravel()).statistic
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["with SM^H", "without"])
-def test_the_notebooks_run_from_released_files(root, explained, whole):
+def test_the_notebooks_run_from_released_files(root, explained, whole, monkeypatch):
     if not whole:
         for path in root.glob("released/tiny/*/encoder_saliency.h5"):
             path.unlink()
+    paper = root / "data/paper.csv"
+    paper.write_text(paper.read_text(encoding="utf-8") + "tab2,WER,tiny,en,9.5,\n", encoding="utf-8")
+    monkeypatch.setattr("xattn.tables.PAPER", paper)
     profile = load_profile(root / "notebooks/profiles/tiny.yaml")
     jobs = plan(profile, root, steps_of(profile, root))
     assert [job.name for job in jobs] == [
         "11_released-tiny-en",
+        "22_quality",
+        "21_reduction",
         "23_heads_and_layers",
         "24_models_and_tasks",
         *(["25_context_mixing"] if whole else []),
@@ -558,19 +586,47 @@ def test_the_notebooks_run_from_released_files(root, explained, whole):
         "90_findings",
     ]
     assert all("device" not in job.parameters for job in jobs)
+    figures = root / "figures/tiny"
     with chdir(root):
-        Path("figures/tiny").mkdir(parents=True)
-        for job in jobs:
-            run_cells(job)
-    tab4 = pd.read_csv(root / "figures/tiny/tab4.csv").query("layer == 'mean'").set_index("setting")
+        figures.mkdir(parents=True)
+        ran = {job.name: run_cells(job) for job in jobs}
+    tab4 = pd.read_csv(figures / "tab4.csv").query("layer == 'mean'").set_index("setting")
     for setting, maps in explained.items():
         expected = correlations(maps).sel(source="input", layer="mean", head="mean").mean().item()
         assert tab4.rho[setting] == pytest.approx(expected, abs=1e-6) and tab4.n[setting] == 2
-    findings = pd.read_csv(root / "figures/tiny/findings.csv").set_index("finding")
+
+    tab1 = pd.read_csv(figures / "tab1.csv", keep_default_na=False)
+    assert set(tab1.quantity) == {"rho"} and set(tab1.setting) == {"en"} and set(tab1.n) == {2}
+    rho = {name: np.mean([overall_rho(maps, name) for maps in explained["en"]]) for name in REDUCED}
+    rivals = [name for name in REDUCED if name != "2d_max"]
+    expected = {(name, ""): value for name, value in rho.items()}
+    expected |= {("2d_max", name): rho["2d_max"] - rho[name] for name in rivals}
+    assert tab1.set_index(["reduction", "minus"]).value.to_dict() == pytest.approx(expected, abs=2e-6)
+    tab2 = pd.read_csv(figures / "tab2.csv")
+    assert set(tab2.metric) == {"size"} and tab2.setting.tolist() == list(explained)
+    measured = pd.concat(sizes(maps) for maps in explained.values())[["value", "low", "high", "n"]]
+    np.testing.assert_allclose(tab2[["value", "low", "high", "n"]], measured, atol=1e-6)
+    headers = {"tab1": "reduction rho n paper", "tab2": "model setting metric ours n paper"}
+    for name, notebook in {"tab1": "21_reduction", "tab2": "22_quality"}.items():
+        caption, header, _, *rows = (
+            (figures / f"{name}.md").read_text(encoding="utf-8").replace("\n\n", "\n").splitlines()
+        )
+        assert header.replace("|", "").split() == headers[name].split() and len(rows) == {"tab1": 3, "tab2": 2}[name]
+        assert not re.search("deletion|quality", caption, re.IGNORECASE)
+        (axes,) = ran[notebook]["figure"].axes
+        assert axes.lines
+
+    findings = pd.read_csv(figures / "findings.csv").set_index("finding")
     assert (findings.verdict["full resolution beats reduced"], findings.verdict["SM^X reduced beats CA"]) == (
         "not available",
         "not available",
     )
+    best = findings.loc["2D max is the best reduction"].set_index("statistic")
+    assert best.verdict["needs deletion in tab1"] == "not available" and len(best) == 3
+    for name in rivals:
+        row = best.loc[f"rho, 2d_max minus {name}"]
+        assert row.value == pytest.approx(expected["2d_max", name], abs=2e-6)
+        assert row.verdict == verdict(row.low, row.high, (0.0, np.inf))
     mixing = findings.verdict[["context mixing is 0.03 to 0.18", "encoder saliency correlates more"]]
     assert (mixing == "not available").all() != whole and findings.value["the last layers are best"].notna().all()
 

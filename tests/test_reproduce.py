@@ -353,21 +353,30 @@ RELEASED = {"profile": "tiny", "data": "data", "released": "files", "settings": 
 def test_a_profile_of_released_files_runs_what_needs_maps_alone(root):
     profile = load_profile(write_profile(root, RELEASED))
     assert profile["models"] == {"base": "files/base", "small": "files/small"}
-    names = ["11_released", "23_heads_and_layers", "24_models_and_tasks", "30_heatmaps", "90_findings"]
+    names = ["11_released", "22_quality", "21_reduction", "23_heads_and_layers", "24_models_and_tasks"]
+    names += ["30_heatmaps", "90_findings"]
     assert [step.notebook for step in steps_of(profile, root)] == names
     for folder in ("files/base/en", "files/small/en-it"):
         (root / folder).mkdir(parents=True)
         assert [step.notebook for step in steps_of(profile, root)] == names  # SM^H has to be there for all
         (root / folder / "encoder_saliency.h5").touch()
-    assert [step.notebook for step in steps_of(profile, root)] == [*names[:3], "25_context_mixing", *names[3:]]
-    assert all(set(step.needs) <= {"11_released"} and "device" not in step.parameters for step in RELEASED_STEPS)
+    assert [step.notebook for step in steps_of(profile, root)] == [*names[:5], "25_context_mixing", *names[5:]]
+    assert not any({"split", "device"} & set(step.parameters) for step in RELEASED_STEPS)
+    needs = {step.notebook: step.needs for step in RELEASED_STEPS}
+    assert needs.pop("11_released") == () and needs.pop("90_findings") == ("11_released", "21_reduction")
+    assert set(needs.values()) == {("11_released",)}
     assert steps_of(PROFILE, root) == STEPS
     (root / "notebooks/11_released.ipynb").write_bytes((ROOT / "notebooks/11_released.ipynb").read_bytes())
     changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
     for each, frames in ((profile, 4), (changed, 8)):
         first, *_ = plan(each, root, RELEASED_STEPS[:1])
-        assert first.parameters["subsampling"] == frames
+        assert first.parameters["subsampling"] == frames and first.parameters["model"] == "files/base"
         check_parameters(first)
+    (root / "notebooks/21_reduction.ipynb").write_bytes((ROOT / "notebooks/21_reduction.ipynb").read_bytes())
+    chosen = [step for step in RELEASED_STEPS if step.notebook in ("11_released", "21_reduction")]
+    *_, reduction = plan(profile, root, chosen)
+    assert reduction.parameters["models"] == {} and reduction.parameters["pairs"] == ["base/en", "small/en-it"]
+    check_parameters(reduction)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ def intervals(
         figure, axes = plt.subplots(
             tall,
             wide,
-            figsize=(1.2 + 2.9 * wide, 0.5 + tall * (0.7 + 0.32 * table.label.nunique())),
+            # a panel alone is as wide as two, or the title would overhang it
+            figsize=(1.2 + 2.9 * max(2, wide), 0.5 + tall * (0.7 + 0.32 * table.label.nunique())),
             sharey=shared,
             squeeze=False,
             layout="constrained",

@@ -144,6 +144,8 @@ def _from_tables(tables: dict[str, pd.DataFrame]) -> Iterator[tuple]:
         if name not in tables:
             yield from (_row(finding, "", f"needs {name}", NOTHING, 0, POSITIVE) for finding in findings)
     if "tab1" in tables:
+        if "deletion" not in set(tables["tab1"].quantity):  # there was no model to decode with: rho speaks alone
+            yield _row(BEST_REDUCTION, "", "needs deletion in tab1", NOTHING, 0, POSITIVE)
         for row in tables["tab1"].dropna(subset="minus").itertuples():
             where, statistic = f"{row.model}/{row.setting}", f"{row.quantity}, {row.reduction} minus {row.minus}"
             yield _row(BEST_REDUCTION, where, statistic, (row.value, row.low, row.high), row.n, POSITIVE)

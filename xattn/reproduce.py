@@ -93,7 +93,12 @@ STEPS = (
     Step("90_findings", (*READ, "data", "pairs"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
 )
 
-# Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again.
+# Where the maps come from files of other tools: no model loads, so nothing can be decoded or explained again, and
+# tab1 and tab2 hold what needs maps alone.
+FROM_MAPS = (
+    *("22_quality", "21_reduction", "23_heads_and_layers", "24_models_and_tasks", "25_context_mixing"),
+    *("30_heatmaps", "90_findings"),
+)
 RELEASED_STEPS = (
     Step(
         "11_released",
@@ -102,10 +107,14 @@ RELEASED_STEPS = (
         per_source=True,
     ),
     *(
-        replace(step, needs=("11_released",))
+        replace(
+            step,
+            # such a profile has neither of the two
+            parameters=tuple(name for name in step.parameters if name not in ("split", "device")),
+            needs=("11_released", *(need for need in step.needs if need in FROM_MAPS)),
+        )
         for step in STEPS
-        if step.notebook
-        in ("23_heads_and_layers", "24_models_and_tasks", "25_context_mixing", "30_heatmaps", "90_findings")
+        if step.notebook in FROM_MAPS
     ),
 )
 
@@ -150,6 +159,8 @@ def plan(
     folder = f"{figures}/{profile['profile']}"
     output = root / folder
     common = {**profile, "output": folder, "maps": f"{folder}/maps"}
+    if "released" in profile:
+        common["models"] = {}  # the profile's are folders of files, and nothing in them loads
     common["pairs"] = [f"{model}/{setting}" for model, settings in profile["settings"].items() for setting in settings]
     translates = any("-" in setting for settings in profile["settings"].values() for setting in settings)
     code = [digest_files(root / "xattn", "**/*.py"), versions(), digest_file(PAPER)]
