@@ -10,7 +10,7 @@ import argparse
 import io
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from xattn.models.conformer import (
     ConformerModel,
     subsampled,
 )
+from xattn.provenance import digest, digest_file
 from xattn.quality import bleu, transcribe, wer
 from xattn.store import replacing
 
@@ -72,7 +73,8 @@ class Recipe:
 
 BOTH = ("en", "it")
 # Small's schedule was lengthened on the way, as its first plans proved too short: twice the rate had come down when it
-# was raised again. The numbers are what the shipped weights went through.
+# was raised again. The numbers are what the shipped weights went through. One more rise, to 1e-3, and fall over 1,600
+# steps took the English WER on dev from 16.6 to 13.2, but on test from 16.0 to 16.7.
 SMALL = (
     *((0, 0.0), (500, 2e-3), (6307, 2.13e-4), (6500, 1.1e-3), (7000, 1e-3)),
     *((14_000, 0.0), (14_100, 5e-4), (16_000, 0.0)),
@@ -299,8 +301,13 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3)
     checkpoint, log_path = work / "last.pt", work / "log.csv"
     step, elapsed, log = 0, 0.0, []
+    # A schedule may be lengthened on the way; what else the training rests on must stay.
+    same = asdict(replace(recipe, schedule=(), validate_every=0))
+    begun = digest([same, *(digest_file(data / "train" / f"{language}.csv") for language in recipe.languages)])
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state.get("begun", begun) != begun:
+            raise SystemExit(f"{work} was begun with another recipe or other training data: move it to start anew.")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed, log = state["step"], state["seconds"], state["log"]
@@ -349,7 +356,7 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with replacing(checkpoint) as temporary:
-                torch.save(state | {"step": step, "seconds": seconds, "log": log}, temporary)
+                torch.save(state | {"begun": begun, "step": step, "seconds": seconds, "log": log}, temporary)
             pd.DataFrame(log).to_csv(log_path, index=False)
             saved = time.monotonic()
     export(model, recipe, work, data / "models" / recipe.name)

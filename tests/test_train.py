@@ -122,6 +122,20 @@ def test_an_interrupted_training_gives_the_weights_of_an_undisturbed_one(data, t
     assert one.weights_hash == other.weights_hash
 
 
+def test_a_training_goes_on_with_a_longer_schedule_and_with_nothing_else(data, capsys):
+    train(TINY, data)
+    longer = replace(TINY, schedule=(*TINY.schedule, (TINY.steps + 1, 1e-3)), validate_every=7)
+    train(longer, data)
+    assert "tiny: continuing at step 6 of 7" in capsys.readouterr().out and checkpoint(data)["step"] == 7
+    refusal = "was begun with another recipe or other training data: move it to start anew"
+    with pytest.raises(SystemExit, match=refusal):
+        train(replace(longer, d_model=2 * TINY.d_model), data)
+    table = data / "train" / "it.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("il ", "un "), encoding="utf-8")
+    with pytest.raises(SystemExit, match=refusal):
+        train(longer, data)
+
+
 def test_the_exported_folder_is_a_model(data, capsys):
     train(TINY, data)
     assert f"tiny: written to {data / 'models' / 'tiny'}" in capsys.readouterr().out

@@ -88,9 +88,8 @@ def load_profile(path: Path) -> dict:
 
 
 def _check_occlusion(profile: dict, path: Path) -> None:
-    for key, least in {"utterances": 1, "seed": 0}.items():
-        if profile[key] < least:
-            raise ValueError(f"{path}: {key} must be at least {least}, not {profile[key]}.")
+    if profile["utterances"] < 1:
+        raise ValueError(f"{path}: utterances must be at least 1, not {profile['utterances']}.")
     for key in ("input_p", "encoder_p"):
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
