@@ -84,6 +84,7 @@ faults: $(READY)  ## a run of PROFILE killed at 50 random moments, against an un
 
 # Kernels start in this folder, as under `make reproduce`, so that the notebooks' relative paths mean the same.
 lab: $(READY)  ## JupyterLab on the notebooks
+	@mkdir -p figures/lab
 	@"$(PY)" -m jupyterlab --ServerApp.root_dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)" $(JUPYTER)
 
 data: $(READY)  ## the mini corpus, synthesised again

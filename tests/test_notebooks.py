@@ -48,6 +48,13 @@ def test_its_parameters_are_literals_one_a_line(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_as_it_is_it_leaves_the_figures_of_profiles_alone(path):
+    parameters = papermill.inspect_notebook(str(path))
+    folders = {ast.literal_eval(parameters[name]["default"]) for name in ("output", "maps") if name in parameters}
+    assert folders and folders <= {"figures/lab", "figures/lab/maps", "figures/released/maps"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_holds_no_outputs(path):
     for cell in cells(path, "code"):
         assert cell["outputs"] == [] and cell["execution_count"] is None, cell["source"]
