@@ -48,10 +48,11 @@ def test_its_parameters_are_literals_one_a_line(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_as_it_is_it_leaves_the_figures_of_profiles_alone(path):
+def test_run_as_it_is_it_needs_10_maps_alone_and_leaves_the_figures_of_profiles_alone(path):
     parameters = papermill.inspect_notebook(str(path))
     folders = {ast.literal_eval(parameters[name]["default"]) for name in ("output", "maps") if name in parameters}
     assert folders and folders <= {"figures/lab", "figures/lab/maps", "figures/released/maps"}
+    assert "pairs" not in parameters or ast.literal_eval(parameters["pairs"]["default"]) == ["base/en"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,10 +1,14 @@
 """Comparison of committed tables with fresh ones, and their renewal."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from xattn import verify
+from xattn.reproduce import CHANGED, ROOT
 from xattn.verify import accept, compare, differences
 
 TABLE = pd.DataFrame({"model": ["base", "base"], "rho": [0.4, 0.5], "low": [0.3, float("nan")], "n": [16, 16]})
@@ -67,6 +71,18 @@ def test_accepted_files_verify(tmp_path):
     assert compare(committed, fresh) == []
     TABLE.assign(rho=[0.1, 0.5]).to_csv(fresh / "tab3.csv", index=False)
     assert compare(committed, fresh) == ["tab3.csv: row 2, rho: 0.1 instead of 0.4"]
+
+
+@pytest.mark.parametrize(("reason", "kept"), [(CHANGED, False), ("", True), ("not run yet", True)])
+def test_maps_that_were_made_before_a_change_are_not_taken_for_fresh(tmp_path, monkeypatch, reason, kept):
+    monkeypatch.setattr(verify, "ROOT", tmp_path)
+    maps = tmp_path / "figures" / "fresh" / "smoke" / "maps"
+    maps.mkdir(parents=True)
+    jobs = [SimpleNamespace(source=Path("23_heads_and_layers.ipynb"), stale=CHANGED)]
+    jobs.append(SimpleNamespace(source=Path("10_maps.ipynb"), stale=reason))
+    monkeypatch.setattr(verify, "plan", lambda profile, figures: jobs)
+    verify.forget_changed(ROOT / "notebooks" / "profiles" / "smoke.yaml")
+    assert maps.is_dir() is kept
 
 
 def test_a_table_may_hold_both_kinds_of_numbers():

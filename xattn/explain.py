@@ -43,12 +43,12 @@ class Occlusion:
     input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
     input_p, encoder_p: probability that a segment, or an encoder step, is hidden (0.5 and 0.7 in the paper).
     seed: together with the utterance's id it fixes every mask.
-    precision: of the perturbed passes, "float32", "bfloat16", which halves their time where the processor has it, or
-        "auto": bfloat16 where the device computes in it. Scores of bfloat16 correlate with those of float32 at 0.9999
-        over all tokens together and at 0.9996 for the median token, but at down to 0.88 for tokens that hardly depend
-        on the input (mean KL of 0.001 nats). Normalisation brings these out: maps, normalised, correlate at 0.98 to
-        0.99 (SM^X) and 0.998 (SM^H), and a head's rho moves by up to 0.03 and 0.005 (base, 3 utterances, 200
-        perturbations); with 20,000, the overall rho moved by up to 0.004 and 0.018.
+    precision: of the perturbed passes, "float32", "bfloat16", which takes about 40 % (SM^X) and 30 % (SM^H) off their
+        time where the processor has it, or "auto": bfloat16 where the device computes in it. Scores of bfloat16
+        correlate with those of float32 at 0.9999 over all tokens together and at 0.9996 for the median token, but at
+        down to 0.88 for tokens that hardly depend on the input (mean KL of 0.001 nats). Normalisation brings these out:
+        maps, normalised, correlate at 0.98 to 0.99 (SM^X) and 0.998 (SM^H), and a head's rho moves by up to 0.03 and
+        0.005 (base, 3 utterances, 200 perturbations); with 20,000, the overall rho moved by up to 0.004 and 0.018.
     estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "sqrt_mean",
         "ridge" or "sqrt_ridge".
     reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this

@@ -59,6 +59,8 @@ class Step:
     translations: tuple[str, ...] = ()  # outputs that are written where the profile has a translation
 
 
+CHANGED = "something it depends on has changed"
+
 LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps")
 MAPS = ("10_maps",)
@@ -191,7 +193,7 @@ def plan(
             missing = [file.name for file in outputs if not file.exists()]
             stale = "not run yet" if not copy.exists() else f"{missing[0]} is missing" if missing else ""
             if not stale and recorded(copy).get("inputs") != inputs:
-                stale = "something it depends on has changed"
+                stale = CHANGED
             waits = (*step.needs, *step.after)
             jobs.append(Job(name, path, copy, parameters, outputs, inputs, stale, waits, note))
     return jobs

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xattn.reproduce import AT_ONCE, ROOT, NotebookFailed, leave_interrupted, load_profile, run
+from xattn.profiles import without_absent
+from xattn.reproduce import AT_ONCE, CHANGED, ROOT, NotebookFailed, leave_interrupted, load_profile, plan, run
 
 FRESH = "figures/fresh"
 # Largest absolute difference that another machine's arithmetic may make: correlations lie between -1 and 1, areas,
@@ -69,6 +70,14 @@ def accept(committed: Path, fresh: Path) -> None:
         shutil.copyfile(path, committed / path.name)
 
 
+def forget_changed(profile: Path) -> None:
+    """Drop an earlier fresh run whose maps are out of date: in the store, maps do not depend on the package's code."""
+    given = without_absent(load_profile(profile), ROOT)
+    jobs = plan(given, figures=FRESH)
+    if any(job.source.stem == "10_maps" and job.stale == CHANGED for job in jobs):
+        shutil.rmtree(ROOT / FRESH / given["profile"])
+
+
 def main() -> int:
     """Exit code 0: every number agrees, or was accepted; 1: some differ or a notebook failed; 2: wrong input."""
     parser = argparse.ArgumentParser(prog="python -m xattn.verify", description=__doc__.splitlines()[0])
@@ -79,6 +88,7 @@ def main() -> int:
     for path in arguments.profiles:
         try:
             name = load_profile(path)["profile"]
+            forget_changed(path)
             run(path, figures=FRESH, at_once=AT_ONCE)
         except (ValueError, FileNotFoundError, NotebookFailed) as error:
             print(f"error: {error}", file=sys.stderr)
