@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from xattn import verify
+from xattn.profiles import load_profile
 from xattn.reproduce import CHANGED, ROOT
 from xattn.verify import accept, compare, differences
 
@@ -81,7 +82,7 @@ def test_maps_that_were_made_before_a_change_are_not_taken_for_fresh(tmp_path, m
     jobs = [SimpleNamespace(source=Path("23_heads_and_layers.ipynb"), stale=CHANGED)]
     jobs.append(SimpleNamespace(source=Path("10_maps.ipynb"), stale=reason))
     monkeypatch.setattr(verify, "plan", lambda profile, figures: jobs)
-    verify.forget_changed(ROOT / "notebooks" / "profiles" / "smoke.yaml")
+    verify.forget_changed(load_profile(ROOT / "notebooks" / "profiles" / "smoke.yaml"))
     assert maps.is_dir() is kept
 
 

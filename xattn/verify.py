@@ -70,12 +70,11 @@ def accept(committed: Path, fresh: Path) -> None:
         shutil.copyfile(path, committed / path.name)
 
 
-def forget_changed(profile: Path) -> None:
+def forget_changed(profile: dict) -> None:
     """Drop an earlier fresh run whose maps are out of date: in the store, maps do not depend on the package's code."""
-    given = without_absent(load_profile(profile), ROOT)
-    jobs = plan(given, figures=FRESH)
+    jobs = plan(without_absent(profile, ROOT), figures=FRESH)
     if any(job.source.stem == "10_maps" and job.stale == CHANGED for job in jobs):
-        shutil.rmtree(ROOT / FRESH / given["profile"])
+        shutil.rmtree(ROOT / FRESH / profile["profile"])
 
 
 def main() -> int:
@@ -87,14 +86,15 @@ def main() -> int:
     agree = True
     for path in arguments.profiles:
         try:
-            name = load_profile(path)["profile"]
-            forget_changed(path)
+            profile = load_profile(path)
+            forget_changed(profile)
             run(path, figures=FRESH, at_once=AT_ONCE)
         except (ValueError, FileNotFoundError, NotebookFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, NotebookFailed) else 2
         except KeyboardInterrupt:
             leave_interrupted()
+        name = profile["profile"]
         committed, fresh = ROOT / "figures" / name, ROOT / FRESH / name
         if arguments.accept:
             accept(committed, fresh)
