@@ -1,8 +1,8 @@
-"""eSpeak NG as a process that speaks: requests on standard input, samples and events on standard output, pickled.
+"""A server process around eSpeak NG: pickled requests on standard input, samples and events on standard output.
 
-eSpeak NG draws random numbers (aspiration, flutter) from a state that survives from one utterance to the next. So each
-utterance is spoken in a child of its own, forked from a process that has never spoken, with the seed set there. The
-process imports the standard library and ctypes alone: forking it takes a fraction of what forking the recipe takes.
+eSpeak NG draws random numbers (aspiration, flutter) from a state that persists between utterances. To make every
+utterance reproducible, the server never synthesises speech itself. It forks a child for each request, which sets the
+seed first. The server imports only the standard library and espeakng_loader, because a small process forks faster.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def open_library() -> tuple[ctypes.CDLL, int]:
-    """eSpeak NG ready to speak, and the rate of its samples in Hz."""
+    """Initialise eSpeak NG; return the library and the rate of its samples in Hz."""
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     integer, unsigned, text, pointer = ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_void_p
     library.espeak_Initialize.argtypes = [integer, integer, text, integer]
@@ -56,13 +56,20 @@ def open_library() -> tuple[ctypes.CDLL, int]:
 
 
 def synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: int, seed: int) -> tuple[bytes, list]:
-    """Speak once; the process must not have spoken before.
+    """Synthesise a text, once in a process: a second call would continue from the first one's random state.
+
+    Args:
+        library: from `open_library`.
+        voice: name of an eSpeak NG voice, such as "gmw/en-US+m3".
+        rate: words per minute.
+        pitch: 0 to 100.
+        seed: of eSpeak NG's random numbers.
 
     Returns:
-        16-bit samples, and the events (type, position in the text from 0, time in ms, name of the phoneme).
+        16-bit samples as bytes, and a list of events (type, position in the text from 0, time in ms, phoneme name).
 
     Raises:
-        ValueError: eSpeak NG refuses the voice or the text.
+        ValueError: eSpeak NG rejects the voice or the text.
     """
     pcm, events = [], []
 
@@ -86,7 +93,10 @@ def synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: in
         library.espeak_Synth(encoded, len(encoded) + 1, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None),
     )
     if any(codes):
-        raise ValueError(f"eSpeak NG cannot speak {text!r} with {voice} at {rate} words per minute (codes {codes}).")
+        raise ValueError(
+            f"eSpeak NG cannot synthesise {text!r} with {voice} at {rate} words per minute (codes {codes}): use "
+            "another text or voice."
+        )
     return b"".join(pcm), events
 
 

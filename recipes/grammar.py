@@ -1,11 +1,12 @@
-"""A generative grammar of parliamentary English and its Italian translation, built side by side.
+"""A generative grammar that produces parliamentary English sentences together with their Italian translations.
 
-`sentences` and `split` return distinct sentence pairs in the manner of EuroParl: cased, punctuated, numbers in words.
-Slots are filled almost freely, so that the next word cannot be guessed from the text and a recogniser has to listen.
+`sentences` and `split` return distinct sentence pairs in the style of EuroParl: with case, punctuation and numbers in
+words. Slots are filled almost freely. The next word is therefore hard to predict from the text, and a model has to use
+the audio.
 
-Italian is first written with markers that are resolved once the following word is known: `@il:fs`, `@un:ms`,
-`@questo:ms`, `@quello:mp`, `@buono`, `@lo:fs` become the article, determiner or clitic in its right form, and a
-preposition before `@il` contracts with it. `@both X @e Y` is a coordination. English has `@a`.
+Italian phrases contain markers that are resolved once the following word is known. `@il:fs`, `@un:ms`, `@questo:ms`,
+`@quello:mp`, `@buono` and `@lo:fs` become the correct form of the article, determiner or clitic; a preposition before
+`@il` contracts with it. `@both X @e Y` is a coordination. English has one marker, `@a`.
 """
 
 import random
@@ -18,7 +19,7 @@ from recipes.lexicon import FORMS, IRREGULAR, VOWELS, Noun, Verb, agreeing
 SHORTEST, LONGEST = 4, 20  # English words
 ESSERE, AVERE, STARE, VENIRE = (IRREGULAR[verb] for verb in ("essere", "avere", "stare", "venire"))
 
-# Name: the English auxiliary, what stands between it and the base form, the Italian verb and its tense.
+# For each name: the English auxiliary, the words between it and the base form, the Italian verb and its tense.
 MODALS = {
     "must": ("must", "", "dovere", "present"),
     "can": ("can", "", "potere", "present"),
@@ -28,10 +29,10 @@ MODALS = {
     "will have to": ("will", "have to", "dovere", "future"),
     "will be able to": ("will", "be able to", "potere", "future"),
 }
-# The present is drawn often because its third person is a word of its own for each verb.
+# The present is drawn often because its third person is a separate word for each verb.
 PLAIN_TENSES = (*["present"] * 9, *["past"] * 3, *["perfect"] * 3, *["future"] * 2, *["progressive"] * 2)
 TENSES = (*PLAIN_TENSES, *MODALS)
-# Of the Italian subjunctive only the helper verbs are known, so a clause that needs it is in one of these.
+# The lexicon has subjunctive forms only of auxiliary and modal verbs; a clause in the subjunctive uses these tenses.
 DOUBTED_TENSES = ("past", "perfect", "progressive", "must", "can", "should")
 CLAUSES = {
     "clause": TENSES,
@@ -46,7 +47,7 @@ INDIRECT_PRONOUNS = (("me", "mi"), ("us", "ci"), ("him", "gli"), ("her", "le"))
 
 CONTRACTING = {"di": "de", "a": "a", "da": "da", "in": "ne", "su": "su"}
 CONTRACTED_ARTICLES = {"il": "l", "lo": "llo", "l'": "ll'", "la": "lla", "i": "i", "gli": "gli", "le": "lle"}
-# A preposition is said again before the second of two coordinated phrases.
+# A preposition is repeated before the second of two coordinated phrases.
 REPEATED_PREPOSITION = re.compile(r"(?<!\S)(di|a|da|in|su|con|per) @both (.*?) @e ")
 SLOT = re.compile(r"<([a-z]+)(\d?)(?::([^>]+))?>")
 
@@ -66,7 +67,10 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Phrase:
-    """The same phrase in both languages; a subject whose Italian side is empty is a dropped pronoun."""
+    """A phrase in both languages.
+
+    italian: empty for a subject pronoun, which Italian drops; agreement: see `recipes.lexicon`; gender: "m" or "f".
+    """
 
     english: str
     italian: str
@@ -84,7 +88,10 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Predicate:
-    """A verb and its objects; `infinitive` is the Italian one it governs, `clitic` its Italian object pronoun."""
+    """A verb with its objects.
+
+    infinitive: the Italian infinitive that the verb governs; clitic: its Italian object pronoun. Both may be empty.
+    """
 
     verb: Verb
     english_tail: str = ""
@@ -95,7 +102,7 @@ class Predicate:
 
 @dataclass(frozen=True)
 class Complement:
-    """What follows "be" and "essere": an adjective or a passive participle, with the Italian one in its four forms."""
+    """An adjective or passive participle after "be" and "essere"; `italian` holds its four forms."""
 
     english: str
     italian: dict[str, str]
@@ -106,7 +113,10 @@ class Complement:
 
 @dataclass(frozen=True)
 class Clause:
-    """The pieces of a clause: `english` and `italian` hold the auxiliary or finite verb, its rest, the objects."""
+    """The parts of a clause.
+
+    english, italian: auxiliary or finite verb, rest of the verb group, objects; adverb: English and Italian.
+    """
 
     subject: Phrase
     english: tuple[str, str, str]
@@ -120,7 +130,7 @@ class Clause:
         return Phrase(english.replace("can not", "cannot"), self.question().italian)
 
     def question(self, subject_at: str = "start") -> Phrase:
-        """The question; `subject_at` places the Italian subject: at the start, after the finite verb or at the end."""
+        """Return the question, with the Italian subject at the "start", after the "finite" verb or at the "end"."""
         auxiliary, rest, tail = self.english
         english = join(auxiliary, self.subject.english, "not" * self.negative, self.adverb[0], rest, tail)
         finite, rest, tail = self.italian
@@ -138,13 +148,13 @@ def join(*words: str) -> str:
 
 
 def needs_lo(word: str) -> bool:
-    """Whether il becomes lo, and un becomes uno, before this masculine word."""
+    """Whether "il" becomes "lo", and "un" becomes "uno", before this masculine word."""
     word = word.lower()
     return word.startswith(("z", "x", "gn", "ps", "pn")) or (word[0] == "s" and word[1] not in VOWELS)
 
 
 def resolve(marker: str, following: str) -> str:
-    """The surface form of an Italian marker before the word `following`; an elided form ends in an apostrophe."""
+    """Return the form of an Italian marker before the word `following`; an elided form ends in an apostrophe."""
     name, _, form = marker[1:].partition(":")
     vowel, lo = following[0].lower() in VOWELS + "h", needs_lo(following)
     if name == "il":
@@ -166,7 +176,7 @@ def resolve(marker: str, following: str) -> str:
 
 
 def surface_italian(text: str) -> str:
-    """Resolve markers, contractions, elisions and the euphonic d, from the last word to the first."""
+    """Resolve markers, contractions, elisions and the euphonic d, from the last word to the first; capitalise."""
     text = REPEATED_PREPOSITION.sub(r"\1 \2 e \1 ", text).replace("@both ", "").replace("@e ", "e ")
     words = [""]
     before_article = False
@@ -203,7 +213,7 @@ def capitalised(text: str) -> str:
 
 
 def english_verb_group(verb: Verb, tense: str, agreement: int, support: bool) -> tuple[str, str]:
-    """The auxiliary ("" if none) and the rest of an English verb group; `support` asks for do where there is none."""
+    """Return the auxiliary (or "") and the rest of an English verb group; `support` adds "do" if there is none."""
     base, third, past, participle, gerund = verb.english
     if tense in MODALS:
         return MODALS[tense][0], join(MODALS[tense][1], base)
@@ -234,7 +244,7 @@ def english_copula(complement: str, tense: str, agreement: int) -> tuple[str, st
 
 
 def italian_verb_group(predicate: Predicate, subject: Phrase, tense: str, doubted: bool) -> tuple[str, str]:
-    """The Italian finite verb, with the clitic before it, and what follows it: a participle, gerund or infinitive."""
+    """Return the Italian finite verb, with its clitic, and the participle, gerund or infinitive that follows."""
     verb, agreement, clitic = predicate.verb.italian, subject.agreement, predicate.clitic
     auxiliary = ESSERE if predicate.verb.takes_essere else AVERE
     participle = verb.participle
@@ -275,7 +285,7 @@ def italian_copula(complement: Complement, subject: Phrase, tense: str, doubted:
 
 
 class Debate:
-    """Draws phrases at random; each table is dealt like a pack of cards, so that its entries come up equally often."""
+    """Draws random phrases. Tables are dealt like packs of cards, so all entries occur equally often."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -283,7 +293,10 @@ class Debate:
         self.filled: dict[str, Phrase] = {}
 
     def deal(self, table: tuple):
-        """The next entry of a table that lives as long as the module, which is why its identity can name its pack."""
+        """Return the next entry of a table.
+
+        The table must live as long as the module, because its `id` identifies its pack.
+        """
         pack = self.packs.setdefault(id(table), [])
         if not pack:
             pack.extend(self.random.sample(table, len(table)))
@@ -325,7 +338,7 @@ class Debate:
     # Noun phrases
 
     def common(self, table: tuple[Noun, ...], depth: int) -> Phrase:
-        """A determined noun phrase; `depth` bounds how far complements nest."""
+        """Return a noun phrase with a determiner; complements nest up to `depth` levels."""
         noun, mass = self.deal(table), table is lexicon.MASS
         bare = self.bare_noun(noun, plural=not mass and self.chance(0.34), plain=mass and self.chance(0.65))
         if mass:
@@ -342,7 +355,7 @@ class Debate:
         return self.extended(phrase, table) if depth and self.chance(0.42) else phrase
 
     def bare_noun(self, noun: Noun, plural: bool, plain: bool = False) -> Phrase:
-        """A noun with its adjectives or attributive noun (none if `plain`), without determiner."""
+        """Return a noun without determiner; unless `plain`, with adjectives or an attributive noun."""
         english, italian = noun.english[plural], noun.italian[plural]
         form = noun.gender + "sp"[plural]
         kind = (
@@ -373,7 +386,7 @@ class Debate:
         return english, italian.replace(":K", ":" + form)
 
     def extended(self, head: Phrase, table: tuple[Noun, ...]) -> Phrase:
-        """The head with a complement: a prepositional phrase, a participle or a relative clause."""
+        """Return the head with a complement: a prepositional phrase, a participle or a relative clause."""
         kind = self.one_of(
             {"of": 5, "link": 4, "place": 1, "participle": 2, "relative object": 3, "relative subject": 3}
         )
@@ -409,7 +422,7 @@ class Debate:
         return Phrase(f"{first.english} and {second.english}", italian, 3, gender)
 
     def proper(self, table: tuple[tuple[str, str], ...]) -> Phrase:
-        """An entry whose Italian starts with its article marker, which tells gender and number."""
+        """Return an entry whose Italian starts with an article marker, which gives gender and number."""
         english, italian = self.deal(table)
         gender, number = italian.split(" ", 1)[0][-2:]
         return Phrase(english, italian, 3 if number == "p" else 1, gender)
@@ -429,7 +442,7 @@ class Debate:
         return replace(name, italian=name.italian.split(" ", 1)[1])
 
     def owner(self) -> Phrase:
-        """Someone to stand in the English genitive."""
+        """Return a possessor for the English genitive."""
         kind = self.one_of({"institution": 3, "country": 3, "name": 3, "person": 2, "body": 2})
         if kind not in NOUNS:
             return getattr(self, kind)()
@@ -451,7 +464,7 @@ class Debate:
         return self.common(NOUNS[kind], depth) if kind in NOUNS else getattr(self, kind)()
 
     def item(self, depth: int = 1) -> Phrase:
-        """An object that "it" or "them" can stand for."""
+        """Return an object that "it" or "them" can refer to."""
         kind = self.one_of({"thing": 10, "mass": 3, "body": 2, "two": 1})
         return self.coordinated(lexicon.THINGS) if kind == "two" else self.common(NOUNS[kind], depth)
 
@@ -481,19 +494,19 @@ class Debate:
         return Predicate(verb, english, italian)
 
     def pronominal(self, depth: int) -> Predicate:
-        """A verb with a personal pronoun as its object."""
+        """Return a verb with a personal pronoun as its object."""
         verb, (english, italian) = self.deal(lexicon.TRANSITIVES), self.random.choice(DIRECT_PRONOUNS)
         return Predicate(verb, join(verb.english_preposition, english), clitic=italian)
 
     def governing(self, depth: int) -> Predicate:
-        """A verb that governs an infinitive, as in "wants to adopt the report"."""
+        """Return a verb that governs an infinitive, as in "wants to adopt the report"."""
         control, inner = self.deal(lexicon.CONTROLS), self.transitive(depth)
         english = tuple(f"{word} to {inner.verb.english[0]}" for word in control.english)
         infinitive = join(control.italian_preposition, inner.verb.italian.infinitive)
         return Predicate(replace(control, english=english), inner.english_tail, inner.italian_tail, infinitive)
 
     def persuading(self, depth: int) -> Predicate:
-        """A verb that governs a person and an infinitive, as in "urges the Council to adopt the report"."""
+        """Return a verb that governs a person and an infinitive, as in "urges the Council to adopt the report"."""
         verb, person, action = self.deal(lexicon.PERSUADERS), self.actor(0), self.infinitive(0)
         link = "di" if verb.italian_preposition else "a"
         italian = join(verb.italian_preposition, person.italian, link, action.italian)
@@ -528,7 +541,7 @@ class Debate:
         if subject is None:
             subject = self.actor(depth) if animate else self.object(depth)
             if animate and self.chance(0.35):
-                # Singular subjunctives are alike in all persons: only "we" can be dropped before one.
+                # Singular subjunctives are equal in all persons, so only "we" can be dropped before a subjunctive.
                 subject = Phrase("we", "", 2) if options.get("doubted") else self.pronoun()
         if tense != "progressive" and self.chance(0.12 if animate else 0.5):
             return self.build(subject, self.complement(), tense, self.chance(0.15), **options)
@@ -547,7 +560,7 @@ class Debate:
         support: bool = False,
         doubted: bool = False,
     ) -> Clause:
-        """Conjugate: `support` asks for an English auxiliary, `doubted` for the Italian subjunctive."""
+        """Conjugate a clause; `support` requires an English auxiliary, `doubted` the Italian subjunctive."""
         if isinstance(predicate, Complement):
             english = english_copula(predicate.english, tense, subject.agreement)
             italian = italian_copula(predicate, subject, tense, doubted)
@@ -584,11 +597,11 @@ class Debate:
         return self.build(self.asked(), self.transitive(depth), "future").question()
 
     def gapquestion(self, depth: int) -> Phrase:
-        """A question without its object, which the pattern puts in front: what has the Council adopted?"""
+        """Return a question whose object the pattern puts in front: "what has the Council adopted?"."""
         return self.build(self.asked(), Predicate(self.deal(PASSIVES)), self.deal(TENSES), support=True).question("end")
 
     def echo(self, depth: int) -> Phrase:
-        """A clause whose object is the pronoun for the pattern's <item>."""
+        """Return a clause whose object is the pronoun for the pattern's <item>."""
         antecedent, verb = self.filled["item"], self.deal(lexicon.TRANSITIVES)
         english = join(verb.english_preposition, "them" if antecedent.plural else "it")
         predicate = Predicate(verb, english, clitic=f"@lo:{antecedent.form}")
@@ -638,7 +651,7 @@ class Debate:
         return Phrase(f"{english} {other.english}", f"{italian} {other.italian}")
 
     def place(self, depth: int = 0) -> Phrase:
-        """A city or a country, in Italian with its preposition."""
+        """Return a city or a country; the Italian includes its preposition."""
         if self.chance(0.5):
             english, italian = self.deal(lexicon.CITIES)
             return Phrase(english, "a " + italian)
@@ -666,7 +679,7 @@ NOUNS = {"person": lexicon.PERSONS, "body": lexicon.BODIES, "thing": lexicon.THI
 
 
 def sentences(count: int, seed: int) -> list[Sentence]:
-    """`count` sentence pairs, distinct in each language; a longer list of the same seed starts with the shorter."""
+    """Return `count` sentence pairs, distinct in each language; a longer list starts with the shorter one."""
     debate = Debate(seed)
     seen: set[tuple[str, str]] = set()
     found: list[Sentence] = []
@@ -680,6 +693,6 @@ def sentences(count: int, seed: int) -> list[Sentence]:
 
 
 def split(train: int, dev: int, test: int, seed: int) -> dict[str, list[Sentence]]:
-    """Disjoint train, dev and test lists; test and dev come first, so that they stay the same when train grows."""
+    """Return disjoint train, dev and test lists. Dev and test do not change when train grows."""
     found = sentences(test + dev + train, seed)
     return {"test": found[:test], "dev": found[test : test + dev], "train": found[test + dev :]}

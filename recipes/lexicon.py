@@ -1,7 +1,7 @@
-"""The bilingual lexicon of the synthetic debates: small tables, and the inflection that turns a line into its forms.
+"""English and Italian words of the synthetic debates, in small tables, and functions that inflect them.
 
-Every table has one entry a line, English before the bar and Italian after it; regular forms are derived, irregular ones
-are written out. Agreement is an index everywhere: 0 = I, 1 = third person singular, 2 = we, 3 = third person plural.
+Tables have one entry on each line: English, a bar, Italian. Regular forms are derived; irregular forms are written out.
+Agreement is an index everywhere: 0 = I, 1 = third person singular, 2 = we, 3 = third person plural.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ class Noun:
 
 @dataclass(frozen=True)
 class Adjective:
-    """`italian` holds the forms ms, fs, mp, fp; `before` says that the Italian adjective precedes its noun."""
+    """An adjective.
+
+    italian: its forms ms, fs, mp and fp; before: whether the Italian adjective precedes its noun.
+    """
 
     english: str
     italian: dict[str, str]
@@ -28,7 +31,7 @@ class Adjective:
 
 @dataclass(frozen=True)
 class Conjugation:
-    """The Italian forms a clause can ask for; each tuple is indexed by agreement."""
+    """The Italian forms of a verb that clauses use; each tuple is indexed by agreement."""
 
     infinitive: str
     present: tuple[str, ...]
@@ -43,7 +46,11 @@ class Conjugation:
 
 @dataclass(frozen=True)
 class Verb:
-    """`english` holds base, third person, past, participle, gerund. The prepositions introduce the object, if any."""
+    """A verb.
+
+    english: base, third person singular, past, participle and gerund.
+    english_preposition, italian_preposition: introduce the object; empty if it has none.
+    """
 
     english: tuple[str, str, str, str, str]
     italian: Conjugation
@@ -53,12 +60,12 @@ class Verb:
 
 
 def pairs(table: str) -> tuple[tuple[str, str], ...]:
-    """The entries of a table as (English, Italian)."""
+    """Return the entries of a table as pairs (English, Italian)."""
     return tuple(tuple(side.strip() for side in line.split("|")) for line in table.strip().splitlines())
 
 
 def rows(table: str) -> list[tuple[list[str], list[str]]]:
-    """The entries of a table as (English words, Italian words)."""
+    """Return the entries of a table as pairs (English words, Italian words)."""
     return [(english.split(), italian.split()) for english, italian in pairs(table)]
 
 
@@ -106,7 +113,7 @@ def italian_adjective(base: str, masculine_plural: str = "") -> dict[str, str]:
 
 
 def agreeing(participle: str, form: str) -> str:
-    """The participle, cited in the masculine singular, in another of its forms."""
+    """Return a form ("ms", "fs", "mp" or "fp") of an Italian participle, given in the masculine singular."""
     return participle[:-1] + "oaie"[FORMS.index(form)]
 
 
@@ -120,7 +127,11 @@ FAMILIES = {
 
 
 def conjugate(infinitive: str, participle: str = "") -> Conjugation:
-    """Conjugate a verb from its infinitive; a final + on the infinitive marks the -isc- pattern of the third class."""
+    """Conjugate a regular Italian verb.
+
+    infinitive: a final + marks verbs in -ire that insert -isc-, such as "finire+".
+    participle: if it is irregular.
+    """
     long, infinitive = infinitive.endswith("+"), infinitive.removesuffix("+")
     family = next((ending for ending in FAMILIES if infinitive.endswith(ending)), None)
     stem, ending = infinitive[:-3], infinitive[-3:]
@@ -204,7 +215,7 @@ IRREGULAR = {
 
 
 def nouns(table: str) -> tuple[Noun, ...]:
-    """Lines of `singular [plural] | singular gender [plural]`."""
+    """Parse lines of `singular [plural] | singular gender [plural]`."""
     entries = []
     for english, (italian, gender, *plural) in rows(table):
         english = (english[0], english[1] if len(english) > 1 else english_plural(english[0]))
@@ -213,7 +224,7 @@ def nouns(table: str) -> tuple[Noun, ...]:
 
 
 def adjectives(table: str) -> tuple[Adjective, ...]:
-    """Lines of `adjective | masculine_singular [masculine_plural] [<]`; < puts the Italian one before its noun."""
+    """Parse lines of `adjective | masculine_singular [masculine_plural] [<]`; < means that it precedes the noun."""
     return tuple(
         Adjective(english[0], italian_adjective(*[form for form in italian if form != "<"]), "<" in italian)
         for english, italian in rows(table)
@@ -221,7 +232,7 @@ def adjectives(table: str) -> tuple[Adjective, ...]:
 
 
 def verbs(table: str) -> tuple[Verb, ...]:
-    """Lines of `base [past participle gerund] [>preposition] | infinitive[+] [participle] [>preposition] [=essere]`."""
+    """Parse `base [past participle gerund] [>preposition] | infinitive[+] [participle] [>preposition] [=essere]`."""
     entries = []
     for sides in rows(table):
         (english, english_preposition), (italian, italian_preposition) = [
@@ -485,7 +496,7 @@ development | sviluppo m
 sport | sport m
 """)
 
-# English nouns used as adjectives; the Italian is an adjective, or a phrase with di that does not change.
+# English nouns used as adjectives. The Italian is an adjective, or a phrase with "di", which is invariable.
 MODIFIERS = tuple(
     (english, {form: italian for form in FORMS} if italian.startswith("d") else italian_adjective(italian))
     for english, italian in pairs("""
@@ -630,7 +641,7 @@ terrible | terribile <
 PRENOMINAL = tuple(adjective for adjective in ADJECTIVES if adjective.before)
 POSTNOMINAL = tuple(adjective for adjective in ADJECTIVES if not adjective.before)
 
-# The adjectives that can follow a copula or qualify an infinitive ("it is ... to").
+# Adjectives that can follow a copula or qualify an infinitive ("it is ... to").
 PREDICATES = adjectives("""
 necessary | necessario
 important | importante
@@ -760,7 +771,7 @@ work | funzionare
 suffer | soffrire sofferto
 """)
 
-# Verbs that govern an infinitive; the Italian preposition introduces it.
+# Verbs that govern an infinitive, which the Italian preposition introduces.
 CONTROLS = verbs("""
 want | volere
 try | cercare >di
@@ -773,7 +784,7 @@ begin began begun beginning | cominciare >a
 hope | sperare >di
 """)
 
-# Verbs that govern a person and an infinitive; the Italian preposition after the bar introduces the person.
+# Verbs that govern a person and an infinitive; the Italian preposition introduces the person.
 PERSUADERS = verbs("""
 ask | chiedere chiesto >a
 urge | esortare
@@ -921,7 +932,7 @@ October | ottobre
 November | novembre
 December | dicembre
 """)
-LONG_MONTHS = MONTHS[0:7:2] + MONTHS[7::2]  # those of thirty-one days
+LONG_MONTHS = MONTHS[0:7:2] + MONTHS[7::2]  # with 31 days
 
 WEEKDAYS = pairs("""
 Monday | lunedì
@@ -1023,7 +1034,7 @@ two thousand and eleven | duemilaundici
 two thousand and twelve | duemiladodici
 """)
 
-# Adverbs that stand before the English main verb and after the Italian finite verb.
+# Adverbs that precede the English main verb and follow the Italian finite verb.
 ADVERBS = pairs("""
 always | sempre
 often | spesso
@@ -1087,7 +1098,7 @@ tonight | stasera
 soon | presto
 """)
 
-# Prepositional frames for an adjunct; the Italian one takes its articulated form when an article follows.
+# Prepositions of adjuncts; the Italian one contracts with a following article.
 ADJUNCTS = pairs("""
 with | con
 without | senza
@@ -1117,7 +1128,7 @@ with | con
 without | senza
 """)
 
-# By number; K stands for the form of the noun.
+# Determiners by number; K stands for the form of the noun.
 DETERMINERS = {
     "s": pairs("""
 the | @il:K
@@ -1170,7 +1181,7 @@ AGREEING_DETERMINERS = {
     )
 }
 
-# Further words a pattern can ask for by name.
+# Further word lists, which patterns use by name.
 WORD_LISTS = {
     "connective": CONNECTIVES,
     "address": ADDRESSES,
@@ -1190,8 +1201,9 @@ WORD_LISTS = {
     ),
 }
 
-# One sentence pattern a line: weight, English, Italian. A slot <kind> is filled alike on both sides (a digit tells two
-# of a kind apart); <kind:a/b> chooses by the number of what fills it, <kind:a/b/c/d> by its form ms, fs, mp or fp.
+# One sentence pattern on each line: weight, English, Italian. A slot <kind> is filled with the same phrase in both
+# languages; a digit distinguishes two slots of a kind. <kind:a/b> selects by the number of that phrase, <kind:a/b/c/d>
+# by its form ms, fs, mp or fp.
 PATTERNS = """
 18 | <main>. | <main>.
 5 | <present>. | <present>.

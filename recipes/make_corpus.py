@@ -1,11 +1,11 @@
-"""The embedded corpus: English and Italian read by synthetic voices in noisy rooms, with exact word times.
+"""Generate the miniature corpus: English and Italian, read by synthetic voices in noisy rooms, with exact word times.
 
-`python -m recipes.make_corpus --data data` makes, for each language,
+`python -m recipes.make_corpus --data data` writes for each language
     data/manifest.csv, data/words.csv, data/audio/<language>/<split>/<id>.flac   dev and test, kept in the repository
-    data/train/<language>.npy, data/train/<language>.csv   the training part as log-Mel features, never as audio
-and, where it makes dev and test anew, the statistics in data/README.md. The same seed gives the same samples on the
-same machine, whatever the number of processes: every utterance has a random generator of its own, seeded with (seed,
-split, language, index).
+    data/train/<language>.npy, data/train/<language>.csv   the training part as log-Mel features, without audio
+and updates the statistics in data/README.md when it writes dev and test. The same seed gives the same samples on the
+same machine, for any number of processes: each utterance has its own random generator, seeded with (seed, split,
+language, index).
 """
 
 import argparse
@@ -19,27 +19,27 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from recipes.features import energies, in_parallel, told, write_features, write_table
+from recipes.features import energies, in_parallel, with_progress, write_features, write_table
 from recipes.grammar import Sentence, split
 from recipes.room import NOISES, Talkers, noise, reverberate
 from recipes.synthesise import HELD_OUT_VOICES, PUNCTUATION, VOICES, Word, speak
 from xattn.audio import FRAME_SECONDS, SAMPLE_RATE
-from xattn.store import replacing, write_whole
+from xattn.files import replacing, write_whole
 
 SEED = 2024
 SENTENCES = {"train": 18_000, "dev": 40, "test": 100}
 LANGUAGES = ("en", "it")
-FIELD = {"en": "english", "it": "italian"}  # of a Sentence
-TALKER_SENTENCES = 40  # of the training part, spoken for babble and speech-shaped noise
+FIELD = {"en": "english", "it": "italian"}  # of a `Sentence`
+TALKER_SENTENCES = 40  # training sentences that are synthesised for babble and speech-shaped noise
 
 RATES = (140, 200)  # words per minute
 PITCHES = (30, 70)  # of eSpeak NG's 0 to 100
-SILENCE = (0.1, 0.4)  # seconds before and after
+SILENCE = (0.1, 0.4)  # seconds before and after the speech
 RT60 = (0.1, 0.4)  # seconds
 DIRECT_TO_REVERBERANT = (3.0, 12.0)  # dB
 TRAIN_SNR = (0.0, 25.0)  # dB
-TEST_SNRS = (0, 5, 10, 15, 20)  # dB, dev and test
-PEAK = 0.025  # of full scale: FLAC spends a bit a sample on each doubling of the noise
+TEST_SNRS = (0, 5, 10, 15, 20)  # dB, for dev and test
+PEAK = 0.025  # of full scale; every doubling of the noise would cost FLAC one more bit for each sample
 
 MANIFEST = (
     *("id", "split", "language", "audio", "duration", "transcript", "translation"),
@@ -47,13 +47,16 @@ MANIFEST = (
 )
 TRAIN_TABLE = ("id", "start_frame", "frames", "transcript", "translation", "voice", "snr", "sha256")
 WORDS = ("id", "word", "start", "end")
-GENERATED = ("train", "dev", "test", "talkers")  # each has random generators of its own
+RANDOM_STREAMS = ("train", "dev", "test", "talkers")  # the position is part of the seed of a random generator
 CARD_MARKS = "<!-- statistics: written by recipes/make_corpus.py -->", "<!-- end of statistics -->"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One utterance as it is stored: `pcm` int16 (samples,), `words` with times, and its row of the manifest."""
+    """An utterance as it is stored.
+
+    pcm: int16 (samples,) at 16 kHz; words: with their times; row: of the manifest.
+    """
 
     pcm: np.ndarray
     words: list[Word]
@@ -61,9 +64,9 @@ class Recording:
 
 
 def record(language: str, part: str, seed: int, index: int) -> Recording:
-    """Utterance `index` (from 0) of a split: spoken, reverberated, in noise, peaking at PEAK.
+    """Synthesise utterance `index` (from 0) of a split, add reverberation and noise, and scale its peak to PEAK.
 
-    Dev and test go through the held-out voices, the noises and TEST_SNRS in turn; training draws its own.
+    Dev and test cycle through the held-out voices, NOISES and TEST_SNRS; training draws voice, noise and SNR at random.
     """
     sentence = _sentences(seed)[part][index]
     transcript, translation = sentence.english, sentence.italian
@@ -74,7 +77,7 @@ def record(language: str, part: str, seed: int, index: int) -> Recording:
         voice = VOICES[language][rng.integers(len(VOICES[language]))]
         kind, snr = NOISES[rng.integers(len(NOISES))], round(rng.uniform(*TRAIN_SNR), 1)
     else:
-        # Neither counts of voices and ratios, nor those of noises and ratios, share a factor: all pairs come up.
+        # Five SNRs share no factor with four voices or four noises, so every combination with an SNR occurs.
         voices = HELD_OUT_VOICES[language]
         voice, kind = voices[index % len(voices)], NOISES[index // len(voices) % len(NOISES)]
         snr = TEST_SNRS[index % len(TEST_SNRS)]
@@ -97,11 +100,13 @@ def record(language: str, part: str, seed: int, index: int) -> Recording:
     return Recording(pcm, [Word(w.text, round(w.start + shift, 3), round(w.end + shift, 3)) for w in words], row)
 
 
-def make_dev_and_test(data: Path, language: str, seed: int, processes: int, renew: bool) -> str | None:
-    """Write the dev and test part of a language, or check it against the manifest where that has it already.
+def make_dev_and_test(data: Path, language: str, seed: int, processes: int, overwrite: bool) -> str | None:
+    """Write the dev and test parts of a language; if the manifest has them already, compare the samples with it.
+
+    overwrite: write them even if the manifest has them.
 
     Returns:
-        what is wrong where the samples differ from those of the manifest and `renew` is false: then nothing changes.
+        None, or an error message if the samples differ from the manifest; no file is changed then.
     """
     recordings = [
         recording
@@ -111,14 +116,14 @@ def make_dev_and_test(data: Path, language: str, seed: int, processes: int, rene
     rows = pd.DataFrame([recording.row for recording in recordings], columns=MANIFEST)
     manifest = _read_table(data / "manifest.csv", MANIFEST)
     stored = manifest[manifest.language == language]
-    if len(stored) and not renew:
+    if len(stored) and not overwrite:
         both = stored[["id", "sha256"]].merge(rows[["id", "sha256"]], on="id", how="outer")
         differing = both.id[both.sha256_x != both.sha256_y]
         if len(differing):
             return (
-                f"{data / 'manifest.csv'} disagrees with the samples made now for {len(differing)} of {len(both)} "
-                f"utterances (first: {differing.iloc[0]}), so the sentences, the recipe or the platform have changed: "
-                "dev and test were left as they are; give --renew to overwrite them."
+                f"The samples of {len(differing)} of {len(both)} utterances (first: {differing.iloc[0]}) differ from "
+                f"{data / 'manifest.csv'} (an edited recipe or another platform can cause this): dev and test are "
+                "unchanged; use --overwrite to replace them."
             )
         print(f"{language}: dev and test agree with {data / 'manifest.csv'} ({len(rows)} utterances)", flush=True)
         return None
@@ -140,16 +145,14 @@ def make_dev_and_test(data: Path, language: str, seed: int, processes: int, rene
 
 
 def make_train(data: Path, language: str, seed: int, sentences: int, processes: int) -> None:
-    """Write the training part of a language: train/<language>.npy, float16 log-Mel energies (frames, 80), and a table.
-
-    The energies are those of `xattn.audio.log_mel`, before any normalisation; the table says which frames are whose.
-    """
-    made = in_parallel(partial(_train_features, language, seed), range(sentences), processes)
-    write_features(data / "train", language, told(made, f"{language}: train", sentences), TRAIN_TABLE)
+    """Write the training part of a language: log-Mel features and a table, see `recipes.features`."""
+    utterances = in_parallel(partial(_train_features, language, seed), range(sentences), processes)
+    utterances = with_progress(utterances, f"{language}: train", sentences)
+    write_features(data / "train", language, utterances, TRAIN_TABLE)
 
 
 def statistics(data: Path) -> str:
-    """Markdown table of what the manifest, the word times and the training tables hold."""
+    """Return a Markdown table of statistics for each language and split, from the manifest and the training tables."""
     parts = []
     manifest = _read_table(data / "manifest.csv", MANIFEST)
     for language in LANGUAGES:
@@ -160,7 +163,7 @@ def statistics(data: Path) -> str:
         rows = manifest[manifest.language == language]
         parts.extend((language, part, rows[rows.split == part]) for part in ("dev", "test") if len(rows))
     lines = [
-        "| language | split | utterances | seconds | words | types | words a sentence | voices | SNR (dB) | sha256 |",
+        "| language | split | utterances | seconds | words | types | words per sentence | voices | SNR (dB) | sha256 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for language, part, rows in parts:
@@ -176,17 +179,13 @@ def statistics(data: Path) -> str:
 
 
 def update_card(data: Path) -> None:
-    """Put the statistics between the two marks of data/README.md.
-
-    Raises:
-        ValueError: the card lacks the marks.
-    """
+    """Replace the statistics between the two marks of data/README.md. ValueError: a mark is missing."""
     path = data / "README.md"
     text = path.read_text(encoding="utf-8")
     before, opening, rest = text.partition(CARD_MARKS[0])
     _, closing, after = rest.partition(CARD_MARKS[1])
     if not (opening and closing):
-        raise ValueError(f"{path} lacks the lines {' and '.join(CARD_MARKS)}: restore them, the statistics go between.")
+        raise ValueError(f"{path} lacks the lines {' and '.join(CARD_MARKS)}: restore them around the statistics.")
     new = f"{before}{opening}\n{statistics(data)}\n{closing}{after}"
     write_whole(path, new.encode())
 
@@ -198,7 +197,7 @@ def _sentences(seed: int) -> dict[str, list[Sentence]]:
 
 @cache
 def _talkers(language: str, seed: int) -> Talkers:
-    """Training sentences read by the training voices, in turn and equally loud."""
+    """Synthesise training sentences with each training voice in turn, at equal loudness."""
     rng = _generator(seed, "talkers", language, 0)
     spoken = []
     for index, sentence in enumerate(_sentences(seed)["train"][:TALKER_SENTENCES]):
@@ -210,7 +209,7 @@ def _talkers(language: str, seed: int) -> Talkers:
 
 
 def _generator(seed: int, part: str, language: str, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, GENERATED.index(part), LANGUAGES.index(language), index])
+    return np.random.default_rng([seed, RANDOM_STREAMS.index(part), LANGUAGES.index(language), index])
 
 
 def _train_features(language: str, seed: int, index: int) -> tuple[dict, np.ndarray]:
@@ -223,24 +222,24 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; see the module's text."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpus")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES)
-    parser.add_argument("--sentences", type=int, default=SENTENCES["train"], help="of the training part; 0 leaves it")
-    parser.add_argument("--renew", action="store_true", help="overwrite dev and test where they differ")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the corpus; default: data")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="default: both")
+    parser.add_argument("--sentences", type=int, default=SENTENCES["train"], help="training sentences; 0 writes none")
+    parser.add_argument("--overwrite", action="store_true", help="replace dev and test")
+    parser.add_argument("--processes", type=int, default=2, help="default: 2")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"default: {SEED}")
     options = parser.parse_args(arguments)
     if not 0 <= options.sentences <= SENTENCES["train"]:
-        parser.error(f"--sentences {options.sentences}: choose from 0 to {SENTENCES['train']}.")
-    renewed = not (options.data / "manifest.csv").is_file() or options.renew
+        parser.error(f"--sentences is {options.sentences}: give a number from 0 to {SENTENCES['train']}.")
+    writes = options.overwrite or not (options.data / "manifest.csv").is_file()
     problems = []
     for language in options.languages:
-        problems.append(make_dev_and_test(options.data, language, options.seed, options.processes, options.renew))
+        problems.append(make_dev_and_test(options.data, language, options.seed, options.processes, options.overwrite))
         if options.sentences:
             make_train(options.data, language, options.seed, options.sentences, options.processes)
-    if renewed:
+    if writes:
         update_card(options.data)
     if any(problems):
         sys.exit("\n".join(filter(None, problems)))

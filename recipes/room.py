@@ -1,4 +1,4 @@
-"""What lies between a voice and a microphone: light reverberation and additive noise."""
+"""Room acoustics: light reverberation and additive noise."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,29 +15,32 @@ BABBLE_TALKERS = 4
 
 @dataclass(frozen=True)
 class Talkers:
-    """Speech of other people, one utterance after the other, shape (samples,) at 16 kHz."""
+    """Speech of other speakers.
+
+    samples: their utterances, one after the other, (samples,) at 16 kHz.
+    """
 
     samples: np.ndarray
 
     @cached_property
     def spectrum(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frequencies in Hz and the mean power of blocks of 32 ms at each."""
+        """Frequencies (Hz) and the mean power at each, over blocks of 32 ms."""
         block = SAMPLE_RATE * 32 // 1000
         blocks = self.samples[: self.samples.size // block * block].reshape(-1, block) * np.hanning(block)
         return np.fft.rfftfreq(block, 1 / SAMPLE_RATE), np.mean(np.abs(np.fft.rfft(blocks)) ** 2, axis=0)
 
 
 def reverberate(samples: np.ndarray, rt60: float, direct_to_reverberant: float, rng: np.random.Generator) -> np.ndarray:
-    """Convolve with a direct path at 0, so that times stay right, and an exponentially decaying noise tail.
+    """Convolve samples with an undelayed direct path, which keeps word times valid, and a decaying noise tail.
 
     Args:
-        samples: shape (samples,) at 16 kHz.
-        rt60: time in which the tail decays by 60 dB, in seconds.
-        direct_to_reverberant: energy of the direct path over that of the tail, in dB.
+        samples: (samples,) at 16 kHz.
+        rt60: reverberation time, in which the tail decays exponentially by 60 dB, in seconds.
+        direct_to_reverberant: energy of the direct path relative to the tail, in dB.
         rng: draws the tail.
 
     Returns:
-        the same shape; what would ring on past the end is cut.
+        (samples,); the reverberation after the last sample is cut off.
     """
     time = np.arange(1, round(rt60 * SAMPLE_RATE)) / SAMPLE_RATE
     tail = rng.standard_normal(time.size) * 10 ** (-3 * time / rt60)
@@ -46,16 +49,17 @@ def reverberate(samples: np.ndarray, rt60: float, direct_to_reverberant: float, 
 
 
 def noise(kind: str, size: int, talkers: Talkers, rng: np.random.Generator) -> np.ndarray:
-    """`size` samples of noise, shape (size,), of power 1.
+    """Generate noise of power 1, shape (size,).
 
     Args:
-        kind: one of NOISES. "speech-shaped" has the talkers' long-term spectrum, "babble" is four at once.
+        kind: one of NOISES. "speech-shaped" noise has the long-term spectrum of the talkers; "babble" adds
+            BABBLE_TALKERS stretches of their speech.
         size: number of samples.
-        talkers: whose speech it is made from.
+        talkers: the speech for these two kinds.
         rng: draws the noise.
 
     Raises:
-        ValueError: another kind of noise.
+        ValueError: the kind is not in NOISES.
     """
     if kind == "babble":
         starts = rng.integers(talkers.samples.size, size=BABBLE_TALKERS)
@@ -70,5 +74,5 @@ def noise(kind: str, size: int, talkers: Talkers, rng: np.random.Generator) -> n
             spectrum *= np.sqrt(np.interp(frequency, *talkers.spectrum))
         samples = np.fft.irfft(spectrum, length)[:size]
     else:
-        raise ValueError(f"There is no noise {kind!r}: choose from {', '.join(NOISES)}.")
+        raise ValueError(f"There is no noise {kind!r}: choose one of {', '.join(NOISES)}.")
     return samples / np.sqrt(np.mean(samples**2))

@@ -1,4 +1,4 @@
-"""Speech with exact word times from eSpeak NG, through the C library that the wheel espeakng-loader carries."""
+"""Speech with exact word times from eSpeak NG, using the C library in the package espeakng-loader."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from scipy.signal import resample_poly
 from recipes import espeak
 from xattn.audio import SAMPLE_RATE
 
-# Accent and speaker variant, by file name. The held-out speakers are heard in dev and test only, and no others there.
+# Accent and speaker variant, by file name. Dev and test use only the held-out speakers, training only the others.
 VOICES = {
     "en": (
         "gmw/en-US+m1",
@@ -55,13 +55,13 @@ HELD_OUT_VOICES = {
 }
 
 PUNCTUATION = string.punctuation + "«»“”‘’…–—"
-# Without it eSpeak NG reads frequent pairs ("of the", "did not") as one word and reports no time for the second.
+# Without it, eSpeak NG treats frequent pairs ("of the", "did not") as one word and reports no time for the second.
 WORD_JOINER = "\u2060"
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a transcript, without punctuation, and when it is spoken, in seconds."""
+    """A word of a transcript, without punctuation, with its start and end in seconds."""
 
     text: str
     start: float
@@ -69,30 +69,30 @@ class Word:
 
 
 def speak(text: str, voice: str, rate: int, pitch: int, seed: int) -> tuple[np.ndarray, list[Word]]:
-    """Speak a text; the same arguments give the same samples, whatever was spoken before.
+    """Synthesise a text; the same arguments always give the same samples.
 
-    A word begins at eSpeak NG's word event. It ends where the next one begins, or where a pause before that begins.
+    A word starts at eSpeak NG's word event. It ends where the next word starts, or earlier if a pause precedes that.
 
     Args:
         text: words separated by single spaces.
-        voice: file name of a voice with its variant, as in "gmw/en-US+m3".
+        voice: file name of a voice with its variant, such as "gmw/en-US+m3".
         rate: words per minute.
-        pitch: 0 to 100, 50 being the voice's own.
+        pitch: 0 to 100; 50 is the voice's default.
         seed: of eSpeak NG's random numbers, at least 1.
 
     Returns:
-        float64 samples at 16 kHz in [-1, 1], shape (samples,), and one Word for each white-space separated word.
+        float64 samples at 16 kHz in [-1, 1], shape (samples,), and one Word for each word of the text.
 
     Raises:
-        ValueError: the voice does not exist, a word has no letters, or eSpeak NG reports no time for a word.
+        ValueError: the voice does not exist, a word is only punctuation, or eSpeak NG reports no time for a word.
     """
     _check_voice(voice)
     words = text.split()
     labels = [word.strip(PUNCTUATION) for word in words]
     if not all(labels):
-        raise ValueError(f"A word of {text!r} consists of punctuation only: attach it to its neighbour.")
+        raise ValueError(f"A word of {text!r} consists only of punctuation: attach it to its neighbour.")
     spoken = f" {WORD_JOINER}".join(words)
-    pcm, events, file_rate = _ask(text=spoken, voice=voice, rate=rate, pitch=pitch, seed=seed)
+    pcm, events, file_rate = _request(text=spoken, voice=voice, rate=rate, pitch=pitch, seed=seed)
     samples = np.frombuffer(pcm, dtype=np.int16) / 2**15
     divisor = gcd(SAMPLE_RATE, file_rate)
     samples = resample_poly(samples, SAMPLE_RATE // divisor, file_rate // divisor)
@@ -104,8 +104,8 @@ def speak(text: str, voice: str, rate: int, pitch: int, seed: int) -> tuple[np.n
 
 @cache
 def _server(process: int) -> tuple[subprocess.Popen, int]:
-    """A process of recipes/espeak.py that belongs to this process alone, and the rate of its samples in Hz."""
-    # -P: the files beside espeak.py must not hide modules of the standard library.
+    """Start a server (recipes/espeak.py) for this process only; return it and the rate of its samples in Hz."""
+    # -P keeps the files beside espeak.py from shadowing modules of the standard library.
     command = [sys.executable, "-P", espeak.__file__]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     return server, pickle.load(server.stdout)
@@ -113,15 +113,15 @@ def _server(process: int) -> tuple[subprocess.Popen, int]:
 
 @cache
 def _check_voice(voice: str) -> None:
-    # eSpeak NG speaks with its default where a variant does not exist, and reports no error.
+    # If a variant does not exist, eSpeak NG uses its default voice without an error.
     data = Path(espeakng_loader.get_data_path())
     accent, _, variant = voice.partition("+")
     if not (data / "lang" / accent).is_file() or not (data / "voices" / "!v" / variant).is_file():
-        raise ValueError(f"eSpeak NG has no voice {voice!r}: name files under its lang/ and voices/!v/, joined by '+'.")
+        raise ValueError(f"eSpeak NG has no voice {voice!r}: join a file of lang/ and one of voices/!v/ by '+'.")
 
 
-def _ask(**request) -> tuple[bytes, list, int]:
-    """Samples and events of `espeak.synthesise`, and the rate in Hz."""
+def _request(**request) -> tuple[bytes, list, int]:
+    """Return the samples and events of `espeak.synthesise`, and the rate in Hz."""
     server, file_rate = _server(os.getpid())
     pickle.dump(request, server.stdin)
     server.stdin.flush()
@@ -132,12 +132,12 @@ def _ask(**request) -> tuple[bytes, list, int]:
 
 
 def _word_spans(text: str, events: list) -> list[tuple[float, float] | None]:
-    """Start and end in seconds of each white-space separated word, None where no word event lies inside it."""
+    """Return start and end (seconds) of each word of the text, or None for a word without a word event."""
     spans: list[tuple[float, float] | None] = [None] * len(text.split())
     current, start, pause = None, 0, None
     for kind, position, ms, phoneme in events:
         if kind == espeak.PHONEME_EVENT:
-            # Phonemes are named after their sound; pauses and the end of speech begin with "_" or have no name.
+            # Names of pauses and of the end of speech start with "_" or are empty.
             silent = phoneme.startswith(b"_") or not phoneme
             pause = (ms if pause is None else pause) if silent else None
         elif kind == espeak.WORD_EVENT and (word := text.count(" ", 0, position)) != current:

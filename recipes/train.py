@@ -1,8 +1,8 @@
 """Train the miniature models: `python -m recipes.train base`.
 
-Joint label-smoothed cross-entropy and CTC with SpecAugment, from the features that `make data` writes, or
-`recipes.features` for other corpora. Training is seeded, checkpoints once a minute and continues where it was when
-called again. The finished model goes to data/models/<name>: configuration, float16 weights, SentencePiece model,
+The objective is label-smoothed cross-entropy plus CTC, with SpecAugment. The features come from `make data`, or from
+`recipes.features` for other corpora. Training is seeded and writes a checkpoint once a minute; run the command again to
+resume. The finished model is written to data/models/<name>: configuration, float16 weights, SentencePiece model and
 training log.
 """
 
@@ -20,31 +20,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from xattn.analysis.quality import bleu, transcribe, wer
 from xattn.audio import cmvn
-from xattn.corpus import Utterance, load_corpus
+from xattn.data.corpus import load_corpus
+from xattn.data.utterance import Utterance
+from xattn.files import hash_file, hash_value, replacing
 from xattn.models.conformer import (
     ConformerConfig,
     ConformerForConditionalGeneration,
     ConformerModel,
     subsampled,
 )
-from xattn.provenance import digest, digest_file
-from xattn.quality import bleu, transcribe, wer
-from xattn.store import replacing
 
-BOS, PAD, EOS = 0, 1, 2  # <s> doubles as the CTC blank: the decoder never emits it
+BOS, PAD, EOS = 0, 1, 2  # <s> is also the CTC blank, because the decoder never emits it
 CHECKPOINT_SECONDS = 60.0
 OTHER = {"en": "it", "it": "en"}  # the language that each is translated into
-LENGTH_STEP = 8  # frames; utterances end with at least 10 frames of silence
+LENGTH_STEP = 8  # frames by which lengths are rounded down; utterances end with at least 10 frames of silence
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model: its size, its data and its schedule.
+    """Size, data and training schedule of a model.
 
-    schedule: (step, learning rate), straight lines between them; the last step ends the training.
-    translation_from: the step from which an utterance is translated rather than transcribed with probability one half.
-    encoder_from: the recipe whose trained encoder this one starts from, its layers repeated to the depth wanted.
+    schedule: points (step, learning rate), interpolated linearly; training ends at the last step.
+    translation_from: the first step at which each target is, with probability 0.5, the translation; None for never.
+    encoder_from: the recipe whose trained encoder initialises this one's, see `initialise_encoder`.
+    batch_frames: the most frames in a batch.
+    max_target_positions: the longest output in tokens, prompt included.
+    intermediate_ctc, final_ctc: weights of the two CTC losses.
+    validate_every: steps between two validations on dev.
     """
 
     name: str
@@ -58,9 +62,9 @@ class Recipe:
     d_model: int = 128
     heads: int = 4
     batch_frames: int = 12_000
-    dropout: float = 0.0  # SpecAugment and noise regularise enough, and dropout costs a quarter of a step
+    dropout: float = 0.0  # SpecAugment and noise regularise enough, and dropout takes a quarter of a step's time
     label_smoothing: float = 0.1
-    max_target_positions: int = 128  # tokens of an output, its prompt included
+    max_target_positions: int = 128
     intermediate_ctc: float = 0.25
     final_ctc: float = 0.5
     validate_every: int = 1000
@@ -72,14 +76,14 @@ class Recipe:
 
 
 BOTH = ("en", "it")
-# Small's schedule was lengthened on the way, as its first plans proved too short: twice the rate had come down when it
-# was raised again. The numbers are what the shipped weights went through. One more rise, to 1e-3, and fall over 1,600
-# steps took the English WER on dev from 16.6 to 13.2, but on test from 16.0 to 16.7.
+# The schedule of the shipped weights. It was extended twice during training, because the first plans were too short;
+# each time the learning rate was raised again. A third extension (up to 1e-3, 1,600 steps) was dropped, because it
+# changed the English WER from 16.6 to 13.2 on dev, but from 16.0 to 16.7 on test.
 SMALL = (
     *((0, 0.0), (500, 2e-3), (6307, 2.13e-4), (6500, 1.1e-3), (7000, 1e-3)),
     *((14_000, 0.0), (14_100, 5e-4), (16_000, 0.0)),
 )
-# To save time, large's encoder starts from small's; its decoder, whose attention is studied, starts anew.
+# To save time, large's encoder starts from small's; its decoder, whose attention is studied, is trained from scratch.
 LARGE = ((0, 0.0), (200, 1.2e-3), (4000, 0.0))
 RECIPES = {
     recipe.name: recipe
@@ -87,8 +91,9 @@ RECIPES = {
         Recipe("base", ("en",), 4, 6, 1000, ((0, 0.0), (500, 2e-3), (6000, 0.0))),
         Recipe("small", BOTH, 4, 6, 1500, SMALL, translation_from=2500, d_model=144),
         Recipe("large", BOTH, 10, 12, 1500, LARGE, translation_from=800, encoder_from="small", d_model=144),
-        # The paper's base model in size (paper, settings; 116 M parameters to its 125 M, as embeddings are shared), for
-        # features of its training data and a GPU. It was never run; the schedule and the regularisation are ours.
+        # The size of the paper's base model (paper, section 4). It has 116 M parameters instead of 125 M, because input
+        # and output embeddings are shared. It needs a GPU and features of a large corpus. It was never run; schedule
+        # and regularisation are our choice.
         Recipe(
             "paper/base",
             ("en",),
@@ -100,7 +105,7 @@ RECIPES = {
             heads=8,
             batch_frames=40_000,
             dropout=0.1,
-            max_target_positions=512,  # segments of speeches are long
+            max_target_positions=512,  # segments of parliamentary speeches are long
         ),
     )
 }
@@ -108,7 +113,10 @@ SHIPPED = ("base", "small", "large")
 
 
 class TrainingData:
-    """Log-mel features and texts of the training sentences, batched by length."""
+    """Log-Mel features and texts of the training utterances, in batches of equal length.
+
+    folder: holds <language>.npy and <language>.csv, see `recipes.features`; batch_frames: the most frames in a batch.
+    """
 
     def __init__(self, folder: Path, languages: tuple[str, ...], batch_frames: int):
         tables = []
@@ -118,13 +126,13 @@ class TrainingData:
             if not (table.is_file() and features.is_file()):
                 raise SystemExit(
                     f"There are no training features for {language!r} in {folder}: run `make data` first, or "
-                    f"`python -m recipes.features CORPUS {language}` for a corpus of your own."
+                    f"`python -m recipes.features CORPUS {language}` for your own corpus."
                 )
             tables.append(pd.read_csv(table, keep_default_na=False).assign(language=language))
             self.features[language] = np.load(features, mmap_mode="r")
         self.table = pd.concat(tables, ignore_index=True)
-        # Batches hold one length only, so that nothing is padded and kernels see few shapes; the frames cut off to
-        # get there belong to the silence at the end.
+        # All utterances of a batch have the same length, so nothing is padded and few tensor shapes occur. The frames
+        # that rounding cuts off belong to the silence at the end.
         self.table["frames"] = self.table.frames // LENGTH_STEP * LENGTH_STEP
         self.table = self.table[self.table.frames > 0]
         self.batches = []
@@ -134,6 +142,10 @@ class TrainingData:
             self.batches.extend(np.array_split(rows, parts))
 
     def batch(self, rows: np.ndarray) -> tuple[list[Tensor], pd.DataFrame]:
+        """Return the normalised features (T, F) of each utterance and the rows of the table.
+
+        rows: one of `batches`.
+        """
         table = self.table.loc[rows]
         features = [
             torch.from_numpy(
@@ -145,7 +157,10 @@ class TrainingData:
 
 
 def spec_augment(features: Tensor, generator: np.random.Generator) -> Tensor:
-    """Two bands of up to 20 mels and two stretches of up to 25 frames set to 0, the mean (Park et al. 2019)."""
+    """Return features (T, F) with two bands of up to 20 mels and two stretches of up to 25 frames set to 0.
+
+    0 is the mean of normalised features (SpecAugment, Park et al. 2019, arXiv 1904.08779).
+    """
     features = features.clone()
     frames, mels = features.shape
     for axis, limit, size in ((1, 20, mels), (1, 20, mels), (0, 25, frames), (0, 25, frames)):
@@ -156,21 +171,32 @@ def spec_augment(features: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def pad(sequences: list[Tensor], value: float) -> tuple[Tensor, Tensor]:
-    """Stack sequences of unequal first dimension: padded (B, longest, ...) and lengths (B,)."""
+    """Stack sequences (length, ...): return (B, longest, ...), padded with `value`, and the lengths (B,)."""
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
     return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value), lengths
 
 
 def ctc_loss(logits: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
-    """Mean over utterances of the CTC loss per target token; logits (B, S, V), frames the input lengths."""
+    """CTC loss per target token, averaged over utterances.
+
+    logits: (B, S, V); frames: (B,), the input lengths; targets: token ids of each utterance.
+    """
     labels, lengths = pad(targets, PAD)
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)
     return functional.ctc_loss(log_probs, labels, subsampled(frames), lengths, blank=BOS, zero_infinity=True)
 
 
 def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> dict[str, Tensor]:
-    """The training objective (paper, settings): label-smoothed cross-entropy on the target, intermediate CTC on the
-    transcript, final CTC on the target. Transcripts and targets are lists of token ids without </s>."""
+    """Compute the training objective (paper, section 4): the weighted sum "loss", and its three parts.
+
+    The parts are label-smoothed cross-entropy on the target, CTC on the transcript after an intermediate encoder layer,
+    and CTC on the target after the last one.
+
+    Args:
+        features: (T, F) of each utterance.
+        transcripts, targets: token ids of each utterance, without </s>.
+        prompts: the decoder's first tokens of each utterance.
+    """
     inputs, frames = pad(features, 0.0)
     attention_mask = (torch.arange(inputs.shape[1], device=inputs.device) < frames[:, None]).long()
     end = torch.tensor([EOS], device=inputs.device)
@@ -191,14 +217,18 @@ def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> 
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
+    """Interpolate the recipe's schedule at a step."""
     return float(np.interp(step, *zip(*recipe.schedule, strict=True)))
 
 
 def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentencepiece.SentencePieceProcessor:
-    """SentencePiece unigram model over all texts the model may write, with one tag for each language."""
+    """Train a SentencePiece unigram model on all target texts, with a tag for each language, unless `path` holds one.
+
+    table: the training utterances, with the columns transcript and translation.
+    """
     if not path.is_file():
         texts = list(table.transcript) + (list(table.translation) if recipe.translation_from is not None else [])
-        vocabulary = io.BytesIO()  # written to a file by itself, it would hold that file's path
+        vocabulary = io.BytesIO()  # if SentencePiece wrote the file, the model would contain its path
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=vocabulary,
@@ -218,6 +248,7 @@ def train_tokenizer(recipe: Recipe, table: pd.DataFrame, path: Path) -> sentence
 
 
 def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
+    """Return the configuration of a recipe's network with the vocabulary of a SentencePiece processor."""
     return ConformerConfig(
         vocab_size=len(tokenizer),
         d_model=recipe.d_model,
@@ -238,6 +269,7 @@ def configuration(recipe: Recipe, tokenizer) -> ConformerConfig:
     )
 
 
+# Parameters that project what a Conformer layer's modules add to their input.
 RESIDUALS = (
     "first_feed_forward.second_linear",
     "attention.attention.out_proj",
@@ -246,36 +278,47 @@ RESIDUALS = (
 )
 
 
-def inherit_encoder(network: ConformerForConditionalGeneration, folder: Path) -> None:
-    """Start from the encoder of a trained model of the same width, its layers repeated in place.
+def initialise_encoder(network: ConformerForConditionalGeneration, folder: Path) -> None:
+    """Copy the encoder of a trained model of the same width into a deeper network, repeating its layers.
 
-    A repeated layer adds nothing at first, as what it would add is projected to zero (block expansion, Wu et al. 2024),
-    so that both encoders give the same output. The norm that ends a layer moves to its last repetition.
+    Both encoders then give the same output, because a repeated layer starts as the identity: the projections of its
+    residual branches are zero (block expansion, LLaMA Pro, Wu et al. 2024, arXiv 2401.02415). The final norm of a layer
+    moves to the layer's last repetition.
+
+    Args:
+        network: changed in place.
+        folder: of the trained model.
+
+    Raises:
+        SystemExit: there is no such folder.
     """
     if not folder.is_dir():
-        raise SystemExit(f"There is no trained model {folder} to take the encoder from: train {folder.name} first.")
+        raise SystemExit(f"There is no trained model {folder} to copy the encoder from: train {folder.name} first.")
     trained = ConformerModel.from_folder(folder).network.encoder
     before, depth = len(trained.conformer_layers), len(network.encoder.conformer_layers)
     state = {name: value for name, value in trained.state_dict().items() if not name.startswith("conformer_layers.")}
     sources = [layer * before // depth for layer in range(depth)]
     for layer, source in enumerate(sources):
-        inherited = trained.conformer_layers[source].state_dict()
+        copied = trained.conformer_layers[source].state_dict()
         if source in sources[layer + 1 :]:
-            inherited |= {
-                "layernorm.weight": torch.ones_like(inherited["layernorm.weight"]),
-                "layernorm.bias": torch.zeros_like(inherited["layernorm.bias"]),
+            copied |= {
+                "layernorm.weight": torch.ones_like(copied["layernorm.weight"]),
+                "layernorm.bias": torch.zeros_like(copied["layernorm.bias"]),
             }
         if source in sources[:layer]:
-            silent = [f"{name}.{part}" for name in RESIDUALS for part in ("weight", "bias")]
-            inherited |= {name: torch.zeros_like(inherited[name]) for name in silent}
-        state |= {f"conformer_layers.{layer}.{name}": value for name, value in inherited.items()}
+            zeroed = [f"{name}.{part}" for name in RESIDUALS for part in ("weight", "bias")]
+            copied |= {name: torch.zeros_like(copied[name]) for name in zeroed}
+        state |= {f"conformer_layers.{layer}.{name}": value for name, value in copied.items()}
     network.encoder.load_state_dict(state)
 
 
 def validate(
     model: ConformerModel, dev: dict[str, list[Utterance]], features: dict[str, list[Tensor]], translate: bool
 ) -> dict[str, float]:
-    """WER, and BLEU where the model translates, on the dev part of every language."""
+    """Return the WER on dev for each language and, with `translate`, the BLEU of its translation.
+
+    dev, features: utterances and their features (T, F) by language.
+    """
     scores = {}
     for language, utterances in dev.items():
         output = transcribe(model, features[language], language)
@@ -289,8 +332,14 @@ def validate(
 
 
 def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | None = None) -> None:
-    """Train `recipe` on data/train and write data/models/<name>, validating on the dev part of a corpus folder, `data`
-    by default."""
+    """Train a model on data/train and write it to data/models/<name>; resume from a checkpoint if there is one.
+
+    Args:
+        dev_corpus: the corpus folder whose dev part is used for validation; `data` by default.
+
+    Raises:
+        SystemExit: there are no training features, or the checkpoint belongs to another recipe or other training data.
+    """
     work = data / "train" / "checkpoints" / recipe.name
     work.mkdir(parents=True, exist_ok=True)
     training = TrainingData(data / "train", recipe.languages, recipe.batch_frames)
@@ -301,24 +350,26 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3)
     checkpoint, log_path = work / "last.pt", work / "log.csv"
     step, elapsed, log = 0, 0.0, []
-    # A schedule may be lengthened on the way; what else the training rests on must stay.
-    same = asdict(replace(recipe, schedule=(), validate_every=0))
-    begun = digest([same, *(digest_file(data / "train" / f"{language}.csv") for language in recipe.languages)])
+    # The schedule may be extended when training is resumed; the rest of the recipe and the data must stay the same.
+    fixed = asdict(replace(recipe, schedule=(), validate_every=0))
+    fingerprint = hash_value([fixed, *(hash_file(data / "train" / f"{language}.csv") for language in recipe.languages)])
     if checkpoint.is_file():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state.get("begun", begun) != begun:
-            raise SystemExit(f"{work} was begun with another recipe or other training data: move it to start anew.")
+        if state.get("begun", fingerprint) != fingerprint:
+            raise SystemExit(
+                f"{work} holds a checkpoint of another recipe or other training data: move it away to start again."
+            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed, log = state["step"], state["seconds"], state["log"]
-        print(f"{recipe.name}: continuing at step {step} of {recipe.steps}", flush=True)
+        print(f"{recipe.name}: resuming at step {step} of {recipe.steps}", flush=True)
     elif recipe.encoder_from is not None:
-        inherit_encoder(network, data / "models" / recipe.encoder_from)
+        initialise_encoder(network, data / "models" / recipe.encoder_from)
     dev = {language: load_corpus(dev_corpus or data, language=language, split="dev") for language in recipe.languages}
     dev_features = {language: [model.features(u.audio()).cpu() for u in corpus] for language, corpus in dev.items()}
     started = saved = time.monotonic()
     while step < recipe.steps:
-        # Everything random in a step depends on the step alone, so an interrupted run repeats an undisturbed one.
+        # The random numbers of a step depend only on the step, so a resumed run equals an uninterrupted one.
         epoch, place = divmod(step, len(training.batches))
         order = np.random.default_rng((recipe.seed, epoch)).permutation(len(training.batches))
         generator = np.random.default_rng((recipe.seed, step, 1))
@@ -356,14 +407,14 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with replacing(checkpoint) as temporary:
-                torch.save(state | {"begun": begun, "step": step, "seconds": seconds, "log": log}, temporary)
+                torch.save(state | {"begun": fingerprint, "step": step, "seconds": seconds, "log": log}, temporary)
             pd.DataFrame(log).to_csv(log_path, index=False)
             saved = time.monotonic()
     export(model, recipe, work, data / "models" / recipe.name)
 
 
 def export(model: ConformerModel, recipe: Recipe, work: Path, folder: Path) -> None:
-    """Write the trained model whole: float16 weights halve the repository and are computed with in float32."""
+    """Write a trained model to `folder`, with float16 weights to halve the size; `load_model` computes in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     model.network.half().save_pretrained(folder)
     (folder / "spm.model").write_bytes((work / "spm.model").read_bytes())
@@ -371,28 +422,28 @@ def export(model: ConformerModel, recipe: Recipe, work: Path, folder: Path) -> N
     print(f"{recipe.name}: written to {folder}", flush=True)
 
 
-def named_recipes(names: list[str], parser: argparse.ArgumentParser) -> list[Recipe]:
-    """The recipes of these names; an unknown one ends the command with a sentence."""
+def select_recipes(names: list[str], parser: argparse.ArgumentParser) -> list[Recipe]:
+    """Return the recipes with these names; an unknown name is an error of the command line."""
     unknown = set(names) - set(RECIPES)
     if unknown:
-        parser.error(f"there is no recipe for {', '.join(sorted(unknown))}: choose from {', '.join(RECIPES)}")
+        parser.error(f"there is no recipe for {', '.join(sorted(unknown))}: choose among {', '.join(RECIPES)}")
     return [RECIPES[name] for name in names]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "models", nargs="*", default=SHIPPED, help=f"of {', '.join(RECIPES)}; {', '.join(SHIPPED)} by default"
+        "models", nargs="*", default=SHIPPED, help=f"of {', '.join(RECIPES)}; default: {' '.join(SHIPPED)}"
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--device", default="cpu", help="a torch device; default: cpu")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of features and models; default: data")
     parser.add_argument(
-        "--dev", type=Path, help="the corpus folder whose dev part validates; that of --data by default"
+        "--dev", type=Path, help="corpus folder whose dev part is used for validation; default: that of --data"
     )
-    parser.add_argument("--steps", type=int, help="train for so many steps, the schedule stretched to them")
+    parser.add_argument("--steps", type=int, help="stretch or shorten the schedule to this number of steps")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
-    for recipe in named_recipes(arguments.models, parser):
+    for recipe in select_recipes(arguments.models, parser):
         if arguments.steps:
             scale = arguments.steps / recipe.steps
             recipe = replace(recipe, schedule=tuple((round(step * scale), rate) for step, rate in recipe.schedule))

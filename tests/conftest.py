@@ -1,4 +1,4 @@
-"""A tiny model, a tiny corpus and hand-made maps, so that every test runs in seconds without the shipped data."""
+"""A tiny model, a tiny corpus and hand-made maps, so that tests run in seconds without the shipped data."""
 
 import csv
 import hashlib
@@ -13,16 +13,15 @@ import pytest
 import sentencepiece
 import soundfile
 import torch
-import xarray as xr
 from scipy.signal import resample_poly
 from transformers.utils import logging
 
+from xattn.attribution.occlusion import Partition
 from xattn.audio import SAMPLE_RATE
-from xattn.corpus import load_corpus
-from xattn.estimators import expand
+from xattn.data.corpus import load_corpus
+from xattn.maps import build, frame_times
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
-from xattn.occlusion import Partition
 
 SENTENCES = {
     "en": ("the dog sleeps", "a cat sees the bird", "where does the dog sleep", "yes it is", "the bird sings"),
@@ -53,14 +52,14 @@ def tiny_network(seed=0, **options):
     network = ConformerForConditionalGeneration(ConformerConfig(**settings | options)).eval()
     with torch.no_grad():
         tokens = network.decoder.embed_tokens.weight.normal_(std=0.4)
-        network.decoder.layer_norm.bias += 2 * tokens[END]  # some outputs end before they have to
+        network.decoder.layer_norm.bias += 2 * tokens[END]  # so that some outputs end early
         for name, value in [*network.named_parameters(), *network.named_buffers()]:
             if name.endswith(("u_bias", "v_bias", "batchnorm.bias", "running_mean")):
                 value.normal_()
             elif name.endswith(("batchnorm.weight", "running_var")):
                 value.uniform_(0.5, 2.0)
             elif name.startswith("decoder") and "attn." in name and name.endswith("weight"):
-                value.normal_(std=0.5)  # an untrained decoder hardly listens, and every map would be flat
+                value.normal_(std=0.5)  # an untrained decoder hardly uses the audio, and every map would be flat
     return network
 
 
@@ -71,7 +70,7 @@ def quiet():
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A model folder as `recipes.train` exports it: configuration, weights and SentencePiece model."""
+    """A model folder like those of `recipes.train`: configuration, weights and SentencePiece model."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_network().save_pretrained(folder)
     sentencepiece.SentencePieceTrainer.train(
@@ -120,7 +119,7 @@ def write_corpus(folder, utterances):
 
 
 def encode(path, samples, rate, codec, codec_rate=None, quality=None, options=None):
-    """Write mono samples with FFmpeg, at a variable bit rate where a quality is given."""
+    """Write mono samples with FFmpeg, at a variable bit rate if a quality is given."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=codec_rate or rate)
         stream.layout = "mono"
@@ -134,7 +133,7 @@ def encode(path, samples, rate, codec, codec_rate=None, quality=None, options=No
 
 
 def write_europarl(root, source, target, split, speeches):
-    """Write one direction in the layout of EuroParl-ST 1.1: m4a speeches, segments.lst and the texts beside it.
+    """Write one direction in the layout of EuroParl-ST 1.1: m4a speeches, segments.lst and texts.
 
     speeches: by name, (samples at 16 kHz, rate of the m4a, [(start, end, transcript, translation), ...]).
     """
@@ -153,7 +152,7 @@ def write_europarl(root, source, target, split, speeches):
 
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
-    """A SentencePiece model and a vocabulary of 40 ids in another order."""
+    """A SentencePiece model and a vocabulary of 40 ids in a different order."""
     folder = tmp_path_factory.mktemp("vocabulary")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
@@ -172,7 +171,7 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory):
-    """Two dev and two test utterances of English, one of each of Italian: FLAC audio, manifest and word times."""
+    """Two dev and two test utterances in English, one of each in Italian: FLAC audio, manifest and word times."""
     folder = tmp_path_factory.mktemp("corpus") / "data"
     pairs = list(zip(*SENTENCES.values(), strict=True))
     english = [(f"en-{split}-{i}", split, "en", *pairs[i]) for split in ("dev", "test") for i in range(2)]
@@ -195,32 +194,27 @@ def random_maps(seed=0, utterance="made-1", tokens=("▁the", "▁dog", "▁slee
     partition = Partition.of(levels)
     counts = rng.integers(0, 40, partition.units)
     attention = rng.dirichlet(np.ones(steps), (2, 3, len(tokens)))
-    return expand(
-        xr.Dataset(
-            {
-                "cross_attention": (("layer", "head", "token", "step"), attention.astype(np.float32)),
-                "encoder_saliency": (("token", "step"), rng.exponential(size=(len(tokens), steps))),
-                "features": (("time", "mel"), rng.standard_normal((frames, mels)).astype(np.float32)),
-                "segment_score": (("token", "segment"), counts * rng.exponential(size=(len(tokens), partition.units))),
-                "segment_count": (("segment",), counts),
-                "segmentation": (("level", "time", "mel"), partition.labels),
-            },
-            coords={
-                "layer": [1, 2],
-                "head": [1, 2, 3],
-                "token": np.array(tokens, dtype=object),
-                "step": 0.0275 + 0.04 * np.arange(steps),
-                "time": 0.0125 + 0.01 * np.arange(frames),
-                "mel": 100.0 * (1 + np.arange(mels)),
-            },
-            attrs={"model": "tiny", "setting": "en", "utterance": utterance, "subsampling": 4, "seed": seed}
-            | {"estimator": "mean", "input_reliability": 0.64, "encoder_reliability": 0.81},
-        )
+    first = 4 * np.arange(steps)
+    return build(
+        {
+            "cross_attention": attention.astype(np.float32),
+            "encoder_saliency": rng.exponential(size=(len(tokens), steps)),
+            "features": rng.standard_normal((frames, mels)).astype(np.float32),
+            "segment_score": counts * rng.exponential(size=(len(tokens), partition.units)),
+            "segment_count": counts,
+            "segmentation": partition.labels,
+        },
+        tokens=tokens,
+        times=frame_times(frames),
+        step_frames=np.stack([first, first + 4], axis=1),
+        bands=100.0 * (1 + np.arange(mels)),
+        attributes={"model": "tiny", "setting": "en", "utterance": utterance, "seed": seed}
+        | {"estimator": "mean", "input_reliability": 0.64, "encoder_reliability": 0.81},
     )
 
 
 class GivenMasks:
-    """Masks that are not drawn but listed: the level of each and whether it hides each of that level's units."""
+    """Masks from a list: the level of each and whether it hides each of that level's units."""
 
     def __init__(self, partition, rows):
         rows, self.partition = list(rows), partition
@@ -247,7 +241,7 @@ def made():
 
 
 def counted(model, monkeypatch, method):
-    """Let a method of the model note how many rows it was called with."""
+    """Record how many rows a method of the model is called with."""
     calls, original = [], getattr(model, method)
 
     def noting(first, *others):
@@ -264,7 +258,7 @@ def without_seconds(maps):
 
 @pytest.fixture(scope="module")
 def pretrained(folder):
-    """The model of the module's own fixture `folder`, a checkpoint in transformers' format."""
+    """The model in the module's own fixture `folder`, a checkpoint in transformers' format."""
     return load_model(folder)
 
 

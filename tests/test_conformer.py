@@ -5,10 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from pretrained import missing_from
 from safetensors.torch import load_file, save_file
 
-from xattn.models import folder_hash, load_model
+from xattn.models import Decoding, load_model
 from xattn.models.conformer import ConformerForConditionalGeneration, relative_shift, subsampled
+from xattn.models.weights import folder_hash
 
 END = 2
 LENGTHS = (90, 57, 34)
@@ -26,7 +28,7 @@ def batch(lengths=LENGTHS):
 
 
 def shifted_by_definition(scores):
-    """A zero column is put in front and the matrix is read again, one row on: cell by cell."""
+    """Put a zero column in front and read the matrix again from the second row on, cell by cell."""
     steps = len(scores)
     result = np.empty_like(scores)
     for row in range(steps):
@@ -37,7 +39,7 @@ def shifted_by_definition(scores):
     return result
 
 
-def test_relative_shift_is_its_definition():
+def test_relative_shift_follows_its_definition():
     scores = np.random.default_rng(0).standard_normal((2, 3, 7, 7))
     shifted = relative_shift(torch.from_numpy(scores), None).numpy()
     for index in np.ndindex(2, 3):
@@ -46,7 +48,7 @@ def test_relative_shift_is_its_definition():
     assert np.array_equal(shifted[..., rows, columns], scores[..., rows, 6 - (rows - columns)])
 
 
-def test_relative_shift_within_each_utterance():
+def test_relative_shift_stays_within_each_utterance():
     scores = np.random.default_rng(0).standard_normal((4, 2, 7, 7))
     lengths = [7, 4, 7, 1]
     shifted = relative_shift(torch.from_numpy(scores), lengths).numpy()
@@ -57,7 +59,7 @@ def test_relative_shift_within_each_utterance():
             assert np.array_equal(shifted[row, head], expected)
 
 
-def test_steps_of_an_input(made):
+def test_four_frames_make_a_step(made):
     network = made.network()
     with torch.inference_mode():
         steps = [network.encoder(features(frames)).last_hidden_state.shape[1] for frames in range(1, 18)]
@@ -75,7 +77,7 @@ def outputs(network, inputs, mask, ids):
 
 
 def padding_error(network):
-    """Largest change that padding makes to the shorter utterances' states, CTC logits and decoder logits."""
+    """Largest changes in the states, CTC logits and decoder logits of each utterance when it is padded."""
     single, padded, mask = batch()
     ids = torch.tensor([4, 10, 11, 12])
     together, ctc, logits = outputs(network, padded, mask, ids)
@@ -94,7 +96,7 @@ def test_outputs_do_not_depend_on_the_rest_of_the_batch(made):
     assert padding_error(made.network()).max() < 1e-5
 
 
-def test_outputs_of_the_unsafe_variant_do(made):
+def test_outputs_of_the_unsafe_variant_depend_on_the_rest_of_the_batch(made):
     errors = padding_error(made.network(batch_unsafe_relative_shift=True))
     assert errors[0].max() < 1e-5  # the longest utterance has no padding
     assert errors[1:].min() > 1e-3
@@ -112,7 +114,7 @@ def test_saving_and_loading_keep_every_number(made, tmp_path):
     assert torch.equal(outputs(network, inputs, None, ids)[2], outputs(loaded, inputs, None, ids)[2])
 
 
-def test_half_precision_weights_are_computed_with_in_float32(made, tiny_folder, tmp_path):
+def test_half_precision_weights_are_loaded_as_float32(made, tiny_folder, tmp_path):
     made.network().half().save_pretrained(tmp_path)
     (tmp_path / "spm.model").write_bytes((tiny_folder / "spm.model").read_bytes())
     model = load_model(tmp_path)
@@ -121,15 +123,19 @@ def test_half_precision_weights_are_computed_with_in_float32(made, tiny_folder, 
     assert 0 < difference.abs().max() < 0.05
 
 
-def test_what_a_loaded_model_says_of_itself(model, tiny_folder):
+def test_a_loaded_model_has_the_interface(model, tiny_folder):
+    assert missing_from(model) == {"detect_language"}
     assert model.name == "tiny" and model.languages == ("en", "it")
     assert model.weights_hash == folder_hash(tiny_folder)
-    assert (model.frame_seconds, model.subsampling) == (0.01, 4)
+    assert model.frame_seconds == 0.01 and not model.detects_language
+    assert model.step_frames(10).tolist() == [[0, 4], [4, 8], [8, 12]]
     assert model.prompt("it").tolist() == [5]
     assert model.encode(features(45)).shape == (1, 12, 16)
     ids = torch.tensor([*model.tokenizer.encode("the dog sì"), END])
     assert "".join(model.tokens(ids)) == "▁the▁dog▁sì</s>"
     assert model.text(torch.cat([model.prompt("en"), ids])) == "the dog sì"
+    assert torch.equal(model.token_ids("the dog sì"), ids)
+    assert model.token_ids("").tolist() == [END]
 
 
 def test_rows_of_decode_are_log_probabilities(model):
@@ -139,11 +145,11 @@ def test_rows_of_decode_are_log_probabilities(model):
     logits = torch.cat([outputs(model.network, features(50, seed), None, ids)[2] for seed in (0, 1)])
     assert log_p.shape == (2, 5, 40)
     np.testing.assert_allclose(log_p, logits - logits.exp().sum(-1, keepdim=True).log(), atol=1e-5)
-    assert (log_p[0] - log_p[1]).abs().max() > 0.1  # the decoder listens
-    np.testing.assert_allclose(model.decode(states, ids[:3]), log_p[:, :3], atol=1e-5)  # and does not look ahead
+    assert (log_p[0] - log_p[1]).abs().max() > 0.1  # the decoder uses the audio
+    np.testing.assert_allclose(model.decode(states, ids[:3]), log_p[:, :3], atol=1e-5)  # and does not see later tokens
 
 
-def test_cross_attention_is_that_of_its_projections(model):
+def test_cross_attention_follows_from_its_projections(model):
     states, ids = model.encode(features(50)), torch.tensor([4, 10, 11, 12])
     attention = model.cross_attention(states, ids)
     assert attention.shape == (2, 2, 4, 13)
@@ -164,8 +170,8 @@ def test_cross_attention_is_that_of_its_projections(model):
     assert attention.std(-1).max() > 0.01
 
 
-def with_beams(model, monkeypatch, **changes):
-    """Let `model` search with changed arguments; the list that comes back collects what the search returned."""
+def changed_search(model, monkeypatch, **changes):
+    """Change arguments of the model's search; return a list that collects what each search returns."""
     search, results = model.network.generate, []
 
     def changed(**arguments):
@@ -182,8 +188,7 @@ def repeats(ids, size):
 
 
 @pytest.mark.parametrize("language", ["en", "it"])
-def test_search_with_one_beam_is_greedy_decoding(model, monkeypatch, language):
-    with_beams(model, monkeypatch, num_beams=1)
+def test_a_search_with_one_beam_is_greedy(model, language):
     inputs = features(60)
     states, expected = model.encode(inputs), model.prompt(language).tolist()
     limit = model.config.max_target_positions
@@ -194,13 +199,47 @@ def test_search_with_one_beam_is_greedy_decoding(model, monkeypatch, language):
                 expected.append(token)
                 break
     if expected[-1] != END:
-        expected.append(END)  # an output at its greatest length is closed
-    assert model.generate(inputs, language)[0].tolist() == expected[1:]
+        expected.append(END)  # an output of the greatest length is closed
+    assert model.generate(inputs, language, decoding=Decoding(beams=1))[0].tolist() == expected[1:]
+
+
+def test_decoding_replaces_the_model_s_settings(model):
+    assert model.decoding == Decoding(beams=5, max_length=16, no_repeat_ngram=5)
+    inputs = features(60)
+    states = model.encode(inputs)
+    ids = model.generate(inputs, "en", decoding=Decoding(beams=1, max_length=9, no_repeat_ngram=0))[0].tolist()
+    expected = model.prompt("en").tolist()
+    while len(expected) < 8 and expected[-1] != END:
+        expected.append(int(model.decode(states, torch.tensor(expected))[0, -1].argmax()))
+    assert ids == [*expected[1:], END][: len(ids)] and len(ids) == 8 and repeats(ids, 2) > 0
+    for length in (4, 6):
+        assert len(model.generate(inputs, "en", decoding=Decoding(max_length=length))[0]) <= length - 1
+    default = model.generate(inputs, "en")[0]
+    assert torch.equal(model.generate(inputs, "en", decoding=Decoding())[0], default)
+    assert torch.equal(model.generate(inputs, "en", decoding=model.decoding)[0], default)
+    assert repeats(model.generate(inputs, "en", decoding=Decoding(no_repeat_ngram=2))[0].tolist(), 2) == 0
+    with pytest.raises(ValueError, match="max_length is 17: give a number from 2 to 16 for tiny"):
+        model.generate(inputs, "en", decoding=Decoding(max_length=17))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"beams": 0}, "beams is 0: give a whole number of at least 1, or None"),
+        ({"beams": 2.0}, "beams is 2.0: give a whole number of at least 1, or None"),
+        ({"beams": True}, "beams is True: give a whole number of at least 1, or None"),
+        ({"max_length": 1}, "max_length is 1: give a whole number of at least 2, or None"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1: give a whole number of at least 0, or None"),
+    ],
+)
+def test_decoding_settings_out_of_range_raise(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Decoding(**options)
 
 
 @pytest.mark.parametrize("language", ["en", "it"])
 def test_beam_search_follows_the_distributions_of_the_forced_decoding(model, monkeypatch, language):
-    results = with_beams(model, monkeypatch, return_dict_in_generate=True, output_scores=True)
+    results = changed_search(model, monkeypatch, return_dict_in_generate=True, output_scores=True)
     inputs = features(60)
     (ids,) = model.generate(inputs, language)
     assert results[0].sequences[0].tolist() == [*model.prompt(language).tolist(), *ids.tolist()]
@@ -211,7 +250,7 @@ def test_beam_search_follows_the_distributions_of_the_forced_decoding(model, mon
     assert results[0].sequences_scores.item() == pytest.approx(float(log_p.mean()), abs=1e-4)
 
 
-def test_outputs_end_and_repeat_no_five_tokens(model):
+def test_outputs_end_and_do_not_repeat_five_tokens(model):
     seen = set()
     for seed in range(4):
         for language in model.languages:
@@ -219,29 +258,29 @@ def test_outputs_end_and_repeat_no_five_tokens(model):
             assert ids.count(END) == 1 and ids[-1] == END
             assert repeats([model.prompt(language).item(), *ids], 5) == 0
             seen.add(tuple(ids))
-    assert len(seen) > 2  # the outputs depend on what was heard and on the language
+    assert len(seen) > 2  # outputs depend on the audio and on the language
 
 
-def test_outputs_of_a_padded_batch_are_those_of_its_utterances(model):
+def test_outputs_of_a_padded_batch_equal_those_of_single_utterances(model):
     single, padded, mask = batch()
     together = model.generate(padded, "it", mask)
     alone = [model.generate(inputs, "it")[0] for inputs in single]
     assert [ids.tolist() for ids in together] == [ids.tolist() for ids in alone]
 
 
-def test_a_language_the_model_does_not_write(model):
+def test_a_language_that_the_model_does_not_write_raises(model):
     for call in (model.prompt, lambda language: model.generate(features(30), language)):
         with pytest.raises(ValueError, match="The model tiny does not write 'fr'; choose one of en, it"):
             call("fr")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere: give the path of one"):
         load_model(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "spm.model"])
-def test_a_file_that_is_missing_from_the_folder(tiny_folder, tmp_path, name):
+def test_a_missing_file_raises(tiny_folder, tmp_path, name):
     for file in tiny_folder.iterdir():
         if file.name != name:
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -252,19 +291,19 @@ def test_a_file_that_is_missing_from_the_folder(tiny_folder, tmp_path, name):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "names no model_type: fetch or train the model again"),
-        ("[]", "names no model_type: fetch or train the model again"),
-        ('{"d_model": 8}', "names no model_type: fetch or train the model again"),
-        ('{"model_type": "wav2vec2"}', "is of a 'wav2vec2' model: give one of xattn_conformer"),
+        ("{", "names no model_type: download or train the model again"),
+        ("[]", "names no model_type: download or train the model again"),
+        ('{"d_model": 8}', "names no model_type: download or train the model again"),
+        ('{"model_type": "wav2vec2"}', "describes a 'wav2vec2' model: give one of xattn_conformer"),
     ],
 )
-def test_a_configuration_of_no_model_of_ours(tmp_path, text, sentence):
+def test_an_unknown_configuration_raises(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=f"config.json {sentence}"):
         load_model(tmp_path)
 
 
-def test_a_device_that_is_not_there(tiny_folder, monkeypatch):
+def test_an_unavailable_device_raises(tiny_folder, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *_, device: torch.device(device) and 1 / 0)
     with pytest.raises(
         ValueError, match=r"no CUDA device here that torch can use \(division by zero\): set device to cpu"
@@ -280,26 +319,29 @@ def test_a_device_that_is_not_there(tiny_folder, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"spm.model": "junk"}, "spm.model is damaged or no SentencePiece model: fetch it again"),
-        ({"spm.model": ""}, "spm.model is damaged or no SentencePiece model: fetch it again"),
-        ({"vocab.json": "{"}, "vocab.json is no JSON object of pieces and their ids: fetch it again"),
-        ({"vocab.json": "[1]"}, "vocab.json is no JSON object of pieces and their ids: fetch it again"),
-        ({"vocab.json": '{"a": 0}'}, "The vocabulary of .*tiny has 1 pieces where the model has 40: give its own"),
+        ({"spm.model": "junk"}, "spm.model is damaged or no SentencePiece model: download it again"),
+        ({"spm.model": ""}, "spm.model is damaged or no SentencePiece model: download it again"),
+        ({"vocab.json": "{"}, "vocab.json is not a JSON object of pieces and their ids: download it again"),
+        ({"vocab.json": "[1]"}, "vocab.json is not a JSON object of pieces and their ids: download it again"),
+        ({"vocab.json": '{"a": 0}'}, "The vocabulary of .*tiny has 1 pieces, but the model has 40: give its own"),
         (
             {"d_model": 32},
             r"do not fit its config.json \(decoder.embed_tokens.weight is \[40, 16\] and not \[40, 32\]; .*",
         ),
-        ({"decoder_attention_heads": 3}, "No network can be made of .*config.json .*divisible.*: fetch or train the"),
-        ({"vocab_size": "many"}, "No network can be made of .*config.json .*expected int, got str .*: fetch or train"),
+        (
+            {"decoder_attention_heads": 3},
+            "No network can be built from .*config.json .*divisible.*: download or train the",
+        ),
+        ({"vocab_size": "many"}, "No network can be built from .*config.json .*expected int, got str .*: download or"),
         (
             {"language_ids": None},
-            "language_ids in the config.json of .*tiny are None, and not languages with token ids",
+            "language_ids in the config.json of .*tiny are None, but languages with token ids below",
         ),
-        ({"language_ids": {"en": 40}}, r"are {'en': 40}, and not languages with token ids below 40: fetch or train"),
-        ({"language_ids": {"en": "4"}}, r"are {'en': '4'}, and not languages with token ids below 40: fetch or train"),
+        ({"language_ids": {"en": 40}}, r"are {'en': 40}, but languages with token ids below 40 are needed: download"),
+        ({"language_ids": {"en": "4"}}, r"are {'en': '4'}, but languages with token ids below 40 are needed: down"),
     ],
 )
-def test_files_that_do_not_fit_each_other_end_in_one_sentence(tiny_folder, tmp_path, capfd, change, sentence):
+def test_files_that_do_not_fit_each_other_raise(tiny_folder, tmp_path, capfd, change, sentence):
     copy = tmp_path / "tiny"
     shutil.copytree(tiny_folder, copy)
     load_model(copy)
@@ -313,20 +355,20 @@ def test_files_that_do_not_fit_each_other_end_in_one_sentence(tiny_folder, tmp_p
     with pytest.raises(ValueError, match=sentence) as error:
         load_model(copy)
     assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 400
-    assert capfd.readouterr() == ("", "")  # nor is a table printed
+    assert capfd.readouterr() == ("", "")  # transformers' table is not printed
 
 
-def test_tensors_without_a_place_are_named(tiny_folder, tmp_path, capfd):
+def test_unused_tensors_are_reported(tiny_folder, tmp_path, capfd):
     shutil.copytree(tiny_folder, tmp_path / "tiny")
     configuration = json.loads((tmp_path / "tiny" / "config.json").read_text())
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(configuration | {"final_ctc": False}))
     load_model(tmp_path / "tiny")
     names = "encoder.final_ctc_fc.bias, encoder.final_ctc_fc.weight"
-    said = f"The network of {tmp_path / 'tiny' / 'config.json'} has no place for {names}: these are not used.\n"
-    assert capfd.readouterr() == (said, "")
+    printed = f"{tmp_path / 'tiny'}: not used, because config.json describes no such weights: {names}\n"
+    assert capfd.readouterr() == (printed, "")
 
 
-def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):
+def test_the_hash_depends_on_the_contents_and_not_on_their_layout(tiny_folder, tmp_path):
     tensors = load_file(tiny_folder / "model.safetensors")
     copy = tmp_path / "copy"
     shutil.copytree(tiny_folder, copy)
@@ -344,12 +386,29 @@ def test_a_hash_tells_models_apart_and_not_layouts(tiny_folder, tmp_path):
     assert folder_hash(copy) != folder_hash(tiny_folder)
 
 
-def test_a_decoder_without_steps_is_that_of_zeroed_states(model):
+def test_the_masked_decoder_equals_decoding_masked_states(model):
     states = model.encode(features(70))
     keep = (torch.rand(5, states.shape[1], generator=torch.Generator().manual_seed(1)) < 0.4).float()
     keep[0], keep[1] = 1.0, 0.0
-    decode = model.decoder_without_steps(states)
+    decode = model.masked_decoder(states)
     for ids in (torch.tensor([4, 10, 11, 12]), torch.tensor([5, 9])):
         expected = model.decode(states * keep[..., None], ids)
         assert (expected[0] - expected[1]).abs().max() > 0.1
         torch.testing.assert_close(decode(keep, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_has_the_name_of_its_folder(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_folder)
+    assert load_model(".").name == "tiny"
+    monkeypatch.chdir(tiny_folder.parent)
+    assert load_model("./tiny/").name == "tiny"
+    link = tmp_path / "mine"
+    link.symlink_to(tiny_folder, target_is_directory=True)
+    assert load_model(link).name == "mine"
+
+
+def test_masked_cells_become_0(model):
+    inputs = features(30)[0]
+    keep = (torch.rand(3, *inputs.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    masked = model.mask_input(inputs, keep)
+    assert masked.shape == (3, 30, 80) and torch.equal(masked, torch.where(keep.bool(), inputs, 0.0))

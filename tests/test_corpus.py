@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from xattn.audio import SAMPLE_RATE
-from xattn.corpus import Utterance, Word, load_corpus, utterance_from_file
+from xattn.data.corpus import load_corpus
+from xattn.data.utterance import Utterance, Word, utterance_from_file, utterance_from_recording
 from xattn.store import load, path_of, save
 
 MANIFEST = tuple(
@@ -31,7 +32,7 @@ WORDS = (
 
 
 class Folder:
-    """A corpus of three utterances that a test may spoil before it is read."""
+    """A corpus of three utterances that a test can damage before it is read."""
 
     def __init__(self, path):
         self.path = path
@@ -52,7 +53,7 @@ class Folder:
                 csv.writer(file).writerows(rows)
 
     def set(self, row, column, value):
-        """Change a cell of the manifest; the row is counted as a spreadsheet does."""
+        """Change a cell of the manifest; rows are counted as in a spreadsheet."""
         self.manifest[row - 1][MANIFEST[0].index(column)] = value
         self.write()
 
@@ -62,7 +63,7 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
-def test_every_field(folder):
+def test_every_field_is_read(folder):
     corpus = load_corpus(folder.path)
     assert [utterance.id for utterance in corpus] == ["en1", "en2", "it1"]
     first, second, third = corpus
@@ -82,7 +83,7 @@ def test_every_field(folder):
     ("language", "split", "ids"),
     [("en", None, ["en1", "en2"]), (None, "test", ["en1", "it1"]), ("en", "dev", ["en2"]), (None, None, None)],
 )
-def test_filter(folder, language, split, ids):
+def test_language_and_split_filter_the_corpus(folder, language, split, ids):
     found = [utterance.id for utterance in load_corpus(folder.path, language=language, split=split)]
     assert found == (ids or ["en1", "en2", "it1"])
 
@@ -91,100 +92,100 @@ def test_filter(folder, language, split, ids):
     ("language", "split", "wanted"),
     [("de", None, "language 'de'"), (None, "train", "split 'train'"), ("it", "dev", "language 'it' split 'dev'")],
 )
-def test_nothing_selected(folder, language, split, wanted):
+def test_an_empty_selection_raises(folder, language, split, wanted):
     message = f"manifest.csv has no utterance of {wanted}: choose among en dev, en test, it test."
     with pytest.raises(ValueError, match=message):
         load_corpus(folder.path, language=language, split=split)
 
 
-def test_no_rows(folder):
+def test_a_manifest_without_rows_raises(folder):
     folder.manifest = folder.manifest[:1]
     folder.write()
     with pytest.raises(ValueError, match=r"manifest\.csv has no utterance: choose among none\."):
         load_corpus(folder.path)
 
 
-def test_few_columns_and_a_byte_order_mark(folder):
+def test_few_columns_and_a_byte_order_mark_are_enough(folder):
     folder.manifest = [["transcript", "id", "audio", "language"], ["the dog", "a", "audio/en1.flac", "en"]]
     folder.write(encoding="utf-8-sig")
     (folder.path / "words.csv").unlink()
     (utterance,) = load_corpus(folder.path)
     assert (utterance.id, utterance.transcript, utterance.translation, utterance.split) == ("a", "the dog", "", "")
-    assert utterance.duration == 0.8  # the audio's own
+    assert utterance.duration == 0.8  # from the audio
     np.testing.assert_array_equal(utterance.audio(), folder.samples["en1"] / 2**15)
 
 
-def test_references(folder):
+def test_references_are_transcripts_and_translations(folder):
     english, _, italian = load_corpus(folder.path)
-    assert [italian.text(setting) for setting in ("it", "it-en")] == ["il gatto", "the cat"]
+    assert [italian.text(direction) for direction in ("it", "it-en")] == ["il gatto", "the cat"]
     assert english.reference("en") == "the dog sleeps"
     assert english.reference("en-it") == "il cane dorme"
     assert italian.reference("it") == "il gatto"
     assert italian.reference("it-en") == "the cat"
 
 
-@pytest.mark.parametrize("setting", ["it", "it-en", "e", "", "-it"])
-def test_reference_for_another_language(folder, setting):
+@pytest.mark.parametrize("direction", ["it", "it-en", "e", "", "-it"])
+def test_a_reference_for_another_language_raises(folder, direction):
     utterance = load_corpus(folder.path)[0]
-    message = f"Utterance en1 is spoken in 'en' and has no reference for the setting '{setting}': choose"
+    message = f"Utterance en1 is spoken in 'en' and has no reference for the direction '{direction}': choose"
     with pytest.raises(ValueError, match=message):
-        utterance.reference(setting)
+        utterance.reference(direction)
 
 
-def test_reference_for_another_target(folder):
-    with pytest.raises(ValueError, match="en1 is translated into 'it' .* 'en-de': use the setting 'en-it'"):
+def test_a_reference_for_another_target_raises(folder):
+    with pytest.raises(ValueError, match="en1 is translated into 'it' .* 'en-de': use the direction 'en-it'"):
         load_corpus(folder.path)[0].reference("en-de")
 
 
-def test_reference_that_is_not_there(folder):
+def test_a_missing_reference_raises(folder):
     folder.set(2, "translation", "")
-    with pytest.raises(ValueError, match="Utterance en1 has no translation, which the setting 'en-it' needs: add it"):
+    with pytest.raises(ValueError, match="Utterance en1 has no translation, which the direction 'en-it' needs: add it"):
         load_corpus(folder.path)[0].reference("en-it")
     own = utterance_from_file(folder.path / "audio/en1.flac", "en")
-    with pytest.raises(ValueError, match="Utterance en1 has no transcript, which the setting 'en' needs: add it"):
+    with pytest.raises(ValueError, match="Utterance en1 has no transcript, which the direction 'en' needs: add it"):
         own.reference("en")
 
 
-def test_missing_manifest(tmp_path):
+def test_a_missing_manifest_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no .*manifest\.csv: give the folder of a corpus"):
         load_corpus(tmp_path)
 
 
 @pytest.mark.parametrize("column", ["id", "audio", "language", "transcript"])
-def test_missing_column(folder, column):
+def test_a_missing_column_raises(folder, column):
     folder.set(1, column, "other")
     with pytest.raises(ValueError, match=rf"manifest\.csv has no column {column}: add it to the header"):
         load_corpus(folder.path)
 
 
 @pytest.mark.parametrize("column", ["id", "audio", "language", "transcript"])
-def test_empty_cell(folder, column):
+def test_an_empty_cell_raises(folder, column):
     folder.set(3, column, " ")
     id = "" if column == "id" else "en2"
     with pytest.raises(ValueError, match=rf"manifest\.csv row 3 \(id \s*{id}\) has an empty {column}: fill it in"):
         load_corpus(folder.path)
 
 
-def test_duplicate_id(folder):
+def test_a_repeated_id_raises(folder):
     folder.set(4, "id", "en1")
     with pytest.raises(ValueError, match=r"manifest\.csv row 4 \(id en1\) repeats the id of row 2: rename one"):
         load_corpus(folder.path)
 
 
 @pytest.mark.parametrize("line", ["en1,en,audio/en1.flac,yes, it is", "en1,en,audio/en1.flac"])
-def test_number_of_cells(folder, line):
+def test_a_wrong_number_of_cells_raises(folder, line):
     (folder.path / "manifest.csv").write_text(f"id,language,audio,transcript\n{line}\n")
-    with pytest.raises(ValueError, match=r"row 2 \(id en1\) does not have as many cells as the header: put texts"):
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\) does not have as many cells as the header: quote texts"):
         load_corpus(folder.path)
 
 
-def test_encoding(folder):
+def test_another_encoding_raises(folder):
     folder.write(encoding="latin-1")
     with pytest.raises(ValueError, match=r"manifest\.csv is not encoded in UTF-8: save it again"):
         load_corpus(folder.path)
 
 
-def test_a_quote_that_is_not_closed(folder):
+def test_a_quote_that_is_not_closed_raises(folder):
     rows = "".join(f"en{number},en,audio/en1.flac,yes it is\n" for number in range(9999))
     (folder.path / "manifest.csv").write_text(f'id,language,audio,transcript\na,en,audio/en1.flac,"yes\n{rows}')
     with pytest.raises(ValueError, match=r"manifest\.csv cannot be read as CSV \(field larger .*\): look for a quote"):
@@ -194,51 +195,55 @@ def test_a_quote_that_is_not_closed(folder):
 @pytest.mark.parametrize(
     ("column", "value"), [("duration", "long"), ("snr", "nan"), ("duration", "inf"), ("duration", "0,8")]
 )
-def test_not_a_number(folder, column, value):
+def test_a_cell_that_is_not_a_number_raises(folder, column, value):
     folder.set(3, column, value)
-    with pytest.raises(ValueError, match=rf"row 3 \(id en2\) has '{value}' as its {column}, where a number is needed"):
+    with pytest.raises(
+        ValueError, match=rf"row 3 \(id en2\) has '{value}' as its {column}, but a number is needed: correct"
+    ):
         load_corpus(folder.path)
 
 
-def test_missing_audio(folder):
+def test_missing_audio_raises(folder):
     (folder.path / "audio/it1.flac").unlink()
     with pytest.raises(FileNotFoundError, match=r"row 4 \(id it1\) names the audio .*it1\.flac, which is missing"):
         load_corpus(folder.path)
     assert len(load_corpus(folder.path, language="en")) == 2
 
 
-def test_unreadable_audio(folder):
+def test_unreadable_audio_raises(folder):
     (folder.path / "audio/en1.flac").write_bytes(b"not audio")
     utterance = load_corpus(folder.path)[0]
     with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*en1\.flac cannot be read: convert it to WAV or FLAC"):
         utterance.audio()
 
 
-def test_wrong_rate(folder):
+def test_a_wrong_rate_raises(folder):
     soundfile.write(folder.path / "audio/en1.flac", folder.samples["en1"][::2], SAMPLE_RATE // 2)
     utterance = load_corpus(folder.path)[0]
-    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*en1\.flac is at 8000 Hz where .* 16000 Hz: resample it"):
+    with pytest.raises(
+        ValueError, match=r"row 2 \(id en1\): .*en1\.flac is at 8000 Hz, but a corpus needs 16000 Hz: resample it"
+    ):
         utterance.audio()
 
 
 @pytest.mark.parametrize(("duration", "agrees"), [("0.84", True), ("0.76", True), ("0.86", False), ("0.74", False)])
-def test_duration(folder, duration, agrees):
+def test_the_duration_has_to_agree_with_the_audio(folder, duration, agrees):
     folder.set(3, "duration", duration)
     utterance = load_corpus(folder.path)[1]
     if agrees:
         assert utterance.audio().size == round(0.8 * SAMPLE_RATE)
     else:
-        message = rf"row 3 \(id en2\): .*en2\.flac lasts 0\.800 s where the manifest says {duration}0 s: restore"
+        message = rf"row 3 \(id en2\): .*en2\.flac lasts 0\.800 s, but the manifest says {duration}0 s: restore"
         with pytest.raises(ValueError, match=message):
             utterance.audio()
 
 
-def test_other_audio_of_the_same_length(folder):
+def test_other_audio_of_the_same_length_raises(folder):
     samples = folder.samples["en1"].copy()
     samples[-1] += 1
     soundfile.write(folder.path / "audio/en1.flac", samples, SAMPLE_RATE)
     utterance = load_corpus(folder.path)[0]
-    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*is not the audio the manifest was made for"):
+    with pytest.raises(ValueError, match=r"row 2 \(id en1\): .*is not the audio that the manifest describes"):
         utterance.audio()
 
 
@@ -251,14 +256,14 @@ def test_other_audio_of_the_same_length(folder):
         (4, "0.5", "0.9", r"the word 'sleeps' ends at 0\.9 s, beyond the audio's 0\.800 s: correct"),
     ],
 )
-def test_word_times(folder, row, start, end, message):
+def test_wrong_word_times_raise(folder, row, start, end, message):
     folder.words[row - 1][2:] = start, end
     folder.write()
     with pytest.raises(ValueError, match=rf"words\.csv row {row} \(id en1\): {message}"):
         load_corpus(folder.path)
 
 
-def test_own_recording_of_any_rate(tmp_path):
+def test_a_file_of_any_rate_becomes_an_utterance(tmp_path):
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2))
     soundfile.write(tmp_path / "my talk.wav", samples, 44_100)
     utterance = utterance_from_file(tmp_path / "my talk.wav", "en", "hello")
@@ -269,15 +274,29 @@ def test_own_recording_of_any_rate(tmp_path):
         utterance_from_file(tmp_path / "absent.wav", "en")
 
 
+def test_a_recording_in_memory_becomes_an_utterance(tmp_path):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (22_050, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "my talk.wav", samples, 44_100, subtype="FLOAT")
+    utterance = utterance_from_recording(tmp_path / "my talk.wav")
+    assert (utterance.id, utterance.language, utterance.duration) == ("my talk", "", 0.5)
+    assert utterance.audio_path == tmp_path / "my talk.wav"
+    memory = utterance_from_recording(samples, 44_100, "en")
+    assert (memory.language, memory.duration, memory.audio_path) == ("en", 0.5, None)
+    np.testing.assert_array_equal(memory.audio(), utterance.audio())
+    assert memory.id == utterance_from_recording((44_100, samples)).id and memory.id.startswith("recording-")
+    assert memory.id != utterance_from_recording(samples / 2, 44_100).id
+    assert memory == pickle.loads(pickle.dumps(memory)) and "samples" not in repr(memory)
+
+
 @pytest.mark.parametrize(
     ("samples", "subtype", "what"),
     [
         (np.zeros(12_800, np.int16), "PCM_16", "is silent"),
         (np.full(12_800, np.nan, np.float32), "FLOAT", "not finite"),
-        (np.zeros(0, np.int16), "PCM_16", "lasts 0.000 s where the manifest says 0.800 s"),
+        (np.zeros(0, np.int16), "PCM_16", "lasts 0.000 s, but the manifest says 0.800 s"),
     ],
 )
-def test_a_spoilt_recording_is_told_by_its_row(folder, samples, subtype, what):
+def test_an_unusable_recording_is_reported_with_its_row(folder, samples, subtype, what):
     soundfile.write(folder.path / "audio/en1.wav", samples, SAMPLE_RATE, subtype=subtype)
     folder.set(2, "sha256", "")
     folder.set(2, "audio", "audio/en1.wav")
@@ -285,7 +304,7 @@ def test_a_spoilt_recording_is_told_by_its_row(folder, samples, subtype, what):
         load_corpus(folder.path)[0].audio()
 
 
-def test_a_recording_cut_short_is_told_by_its_row(folder):
+def test_a_truncated_recording_is_reported_with_its_row(folder):
     path = folder.path / "audio/en1.flac"
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(ValueError, match=r"manifest\.csv row 2 \(id en1\): .*en1\.flac .*: restore the file"):
@@ -294,25 +313,23 @@ def test_a_recording_cut_short_is_told_by_its_row(folder):
 
 @pytest.mark.parametrize("id", ["", ".", "..", "a/b", "../../a", "a\\b", "a\nb", "a\0b", "é" * 101, "a\udcff"])
 def test_an_id_has_to_be_safe_in_file_names(folder, id):
-    with pytest.raises(
-        ValueError, match="The utterance id .* cannot name the files of its maps: choose one of at most"
-    ):
+    with pytest.raises(ValueError, match="The utterance id .* cannot be part of a file name: choose one of at most"):
         Utterance(id, folder.path / "audio/en1.flac", "en", 0.8)
     if id.isprintable() and id:
         folder.set(3, "id", id)
-        with pytest.raises(ValueError, match=r"manifest\.csv row 3: The utterance id .* cannot name the files of its"):
+        with pytest.raises(ValueError, match=r"manifest\.csv row 3: The utterance id .* cannot be part of a file"):
             load_corpus(folder.path)
 
 
 @pytest.mark.parametrize("id", ["a", "my talk (2), 12:30?", ".a", "...", "è 日本", "é" * 100])
-def test_a_safe_id_names_maps(tmp_path, made, id):
+def test_a_safe_id_can_name_files(tmp_path, made, id):
     utterance = Utterance(id, tmp_path / "a.wav", "en", 0.8)
     path = path_of(tmp_path, "model", "en", utterance.id)
     save(made.maps(utterance=id), path, "key")
     assert load(path).utterance == id and path.parent == tmp_path / "model/en"
 
 
-def test_a_column_names_the_target_language(folder):
+def test_a_column_can_name_the_target_language(folder):
     for row, cell in zip(folder.manifest, ("target_language", "de", "", ""), strict=True):
         row.append(cell)
     folder.write()

@@ -1,4 +1,4 @@
-"""One set of versions: pyproject.toml, requirements.txt, environment.yml, what is installed and what is imported."""
+"""Packages: pyproject.toml, requirements.txt, environment.yml, docs/dependencies.md, installed versions and imports."""
 
 import ast
 import json
@@ -16,14 +16,16 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DECLARED = [Requirement(line) for line in sum(PROJECT["optional-dependencies"].values(), start=PROJECT["dependencies"])]
+LINES = {"library": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+DECLARED = {group: [Requirement(line) for line in lines] for group, lines in LINES.items()}
+ALL_DECLARED = sum(DECLARED.values(), start=[])
 LOCK_LINES = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
 LOCK = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in LOCK_LINES}
-OURS = {"xattn", "recipes", "benchmarks", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+OURS = {"xattn", "reproduction", "recipes", "benchmarks", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
 
 
 def imported(folder: Path) -> dict[str, str]:
-    """Top-level modules that the sources and notebooks of a folder import, each with one file that does."""
+    """Return the top-level modules that the sources and notebooks of a folder import, each with one importing file."""
     modules = {}
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.ipynb")]):
         text = path.read_text(encoding="utf-8")
@@ -39,17 +41,17 @@ def imported(folder: Path) -> dict[str, str]:
     return modules
 
 
-def test_the_lock_is_sorted_exact_and_holds_every_declared_package():
-    assert sorted(LOCK_LINES) == LOCK_LINES and len(LOCK) == len(LOCK_LINES) > len(DECLARED) > 20
+def test_lock_is_sorted_exact_and_holds_every_declared_package():
+    assert sorted(LOCK_LINES) == LOCK_LINES and len(LOCK) == len(LOCK_LINES) > len(ALL_DECLARED) > 20
     for line in LOCK_LINES:
         (pin,) = Requirement(line).specifier
         assert pin.operator == "==" and not Version(pin.version).local, f"{line} is not one public version"
-    for requirement in DECLARED:
+    for requirement in ALL_DECLARED:
         pin = LOCK.get(canonicalize_name(requirement.name))
         assert pin and pin in requirement.specifier, f"requirements.txt pins {requirement.name} to {pin}"
 
 
-def test_conda_takes_its_packages_from_the_lock():
+def test_conda_installs_the_locked_packages():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert pip == {"pip": ["-r requirements.txt"]} and conda == ["python=3.11", "make", "pip"]
@@ -57,25 +59,37 @@ def test_conda_takes_its_packages_from_the_lock():
     assert python in Requirement(f"python{PROJECT['requires-python']}").specifier
 
 
-@pytest.mark.parametrize("name", LOCK)
-def test_the_running_environment_is_the_locked_one(name):
-    assert Version(version(name)).public == LOCK[name], f"{name}: call make setup, or activate the right environment"
+def test_installed_versions_are_the_locked_ones():
+    installed = {name: Version(version(name)).public for name in LOCK}
+    assert installed == LOCK, "run `make setup`, or activate the right environment"
 
 
-@pytest.mark.parametrize("folder", ["xattn", "recipes", "notebooks", "tests"])
-def test_every_import_is_declared(folder):
+@pytest.mark.parametrize(
+    ("folder", "groups"),
+    [
+        ("xattn", ["library", "cluster", "datasets"]),
+        ("reproduction", ["library", "reproduction"]),
+        ("notebooks", ["library", "reproduction"]),
+        ("recipes", ["library", "recipes"]),
+        ("benchmarks", ["library", "reproduction"]),
+        ("tests", list(DECLARED)),
+    ],
+)
+def test_imports_are_declared(folder, groups):
     modules = imported(ROOT / folder)
-    assert modules, f"{folder} imports nothing: is it there?"
-    declared = {canonicalize_name(requirement.name) for requirement in DECLARED}
+    assert modules, f"{folder} imports nothing: does it exist?"
+    declared = {canonicalize_name(requirement.name) for group in groups for requirement in DECLARED[group]}
     providers = packages_distributions()
     for module, path in modules.items():
         if module not in sys.stdlib_module_names and module not in OURS:
             names = {canonicalize_name(name) for name in providers.get(module, [])}
-            assert names & declared, f"{path} imports {module}, which pyproject.toml does not declare"
+            assert names & declared, f"{path} imports {module}, which is not declared in {' or '.join(groups)}"
 
 
-def test_readme_gives_every_dependency_its_reason():
-    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
+def test_documentation_states_why_each_package_is_needed():
+    table = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.+) \|$", table, re.M))
+    assert rows.pop("package") == "why"
     reasons = dict(re.findall(r'^    "([\w-]+)[^"]*",  # (.+)$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M))
-    assert len(reasons) > 20
-    assert {name: rows.get(name) for name in reasons} == reasons
+    assert list(reasons) == [requirement.name for requirement in ALL_DECLARED]
+    assert rows == reasons

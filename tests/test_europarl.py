@@ -1,4 +1,4 @@
-"""EuroParl-ST's own layout, made of the shipped corpus, m4a speeches included."""
+"""The shipped corpus in the layout of EuroParl-ST, with m4a speeches."""
 
 import hashlib
 import shutil
@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
-from xattn import europarl
 from xattn.audio import SAMPLE_RATE, load_audio
-from xattn.corpus import load_corpus, read_rows
-from xattn.europarl import Defects, Segment, prepare, read_segments
+from xattn.data import europarl
+from xattn.data.corpus import load_corpus, read_rows
+from xattn.data.europarl import Defects, Segment, prepare, read_segments
 
 DATA = Path(__file__).parents[1] / "data"
-# The rate of each speech's m4a and its number of segments.
+# The rate of each speech's m4a file, and its number of segments.
 SPEECHES = {
     "en": {"en.20080924.31.3-243": (44_100, 3), "en.20090112.19.1-141": (48_000, 2)},
     "it": {"it.20081118.7.4-052": (32_000, 2), "it.20110406.15.1-166": (16_000, 2)},
@@ -27,12 +27,12 @@ SPEECHES = {
 COUNTS = {("en", "test"): 5, ("it", "test"): 4}
 SILENCE = np.zeros(SAMPLE_RATE // 4, np.float32)
 
-Made = namedtuple("Made", "root spoken")  # spoken: by segment id, the samples that the m4a was made from
+Made = namedtuple("Made", "root spoken")  # spoken: the samples in the m4a, by segment id
 
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
-    """Two speeches a language, each of recordings of the shipped corpus a quarter of a second apart."""
+    """Two speeches in each language: recordings of the shipped corpus, a quarter of a second apart."""
     root, spoken = tmp_path_factory.mktemp("europarl") / "v1.1", {}
     for source, target in (("en", "it"), ("it", "en")):
         recordings, speeches = iter(load_corpus(DATA, language=source, split="test")), {}
@@ -56,22 +56,22 @@ def archive(tmp_path_factory):
 
 @pytest.fixture
 def root(archive, tmp_path, monkeypatch):
-    """A copy that a test may spoil, counted as the whole archive."""
+    """A copy that a test can damage; its segments count as the complete archive."""
     monkeypatch.setattr(europarl, "SEGMENTS", COUNTS)
     return Path(shutil.copytree(archive.root, tmp_path / "v1.1"))
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The names of the speeches that are decoded, one after the other."""
+    """The names of the speeches that are decoded, in order."""
     names = []
 
-    def noting(path):
+    def record(path):
         if path.suffix == ".m4a":
             names.append(path.stem)
         return load_audio(path)
 
-    monkeypatch.setattr(europarl, "load_audio", noting)
+    monkeypatch.setattr(europarl, "load_audio", record)
     return names
 
 
@@ -89,11 +89,11 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_counts_of_the_paper():
+def test_the_numbers_of_segments_are_the_paper_s():
     assert europarl.SEGMENTS == {("en", "test"): 1130, ("it", "test"): 1686}
 
 
-def test_every_segment_with_its_texts(root, tmp_path):
+def test_every_segment_has_its_texts(root, tmp_path):
     utterances = prepare(root, tmp_path / "corpus")
     expected = [f"{name}_{n}" for own in SPEECHES.values() for name, (_, k) in own.items() for n in range(1, k + 1)]
     assert [utterance.id for utterance in utterances] == expected
@@ -108,17 +108,17 @@ def test_every_segment_with_its_texts(root, tmp_path):
             assert utterance.duration == pytest.approx(original.duration, abs=0.01)
 
 
-def test_boundaries_hold(archive, root, tmp_path):
-    # The encoder starts with 1,024 samples of priming: counted as speech, they would move a segment by 23 to 64 ms.
+def test_segments_start_and_end_at_their_times(archive, root, tmp_path):
+    # The encoder starts with 1,024 samples of priming. Counted as speech, they would move a segment by 23 to 64 ms.
     for utterance in prepare(root, tmp_path / "corpus"):
         original, segment = archive.spoken[utterance.id], utterance.audio()
         assert segment.size == original.size
         correlation = correlate(segment, original, method="fft")
         assert correlation.argmax() - (original.size - 1) == 0, f"lag of {utterance.id} in samples"
-        assert correlation.max() / np.linalg.norm(segment) / np.linalg.norm(original) > 0.95  # AAC loses some
+        assert correlation.max() / np.linalg.norm(segment) / np.linalg.norm(original) > 0.95  # AAC is lossy
 
 
-def test_samples_are_16_bit_flac_under_their_hash(root, tmp_path):
+def test_segments_are_16_bit_flac_with_their_hash(root, tmp_path):
     for utterance in prepare(root, tmp_path / "corpus"):
         header = soundfile.info(utterance.audio_path)
         assert (header.format, header.subtype, header.samplerate, header.channels) == ("FLAC", "PCM_16", 16_000, 1)
@@ -127,7 +127,7 @@ def test_samples_are_16_bit_flac_under_their_hash(root, tmp_path):
         assert utterance.duration == samples.size / 16_000
 
 
-def test_what_was_used_is_stored(root, tmp_path, capsys):
+def test_sources_and_licence_are_recorded(root, tmp_path, capsys):
     prepare(root, tmp_path / "corpus")
     sums = dict(reversed(line.split("  ")) for line in (tmp_path / "corpus/SHA256SUMS").read_text().splitlines())
     assert sums == {file.relative_to(root).as_posix(): sha256(file) for file in root.rglob("*") if file.is_file()}
@@ -146,7 +146,7 @@ def test_nothing_is_decoded_twice(root, tmp_path, decoded):
     assert decoded == [] and contents(tmp_path / "corpus") == before
 
 
-def test_an_interrupted_call_goes_on(root, tmp_path, monkeypatch):
+def test_an_interrupted_call_resumes(root, tmp_path, monkeypatch):
     prepare(root, tmp_path / "undisturbed")
     speeches, done = [*SPEECHES["en"], *SPEECHES["it"]], []
 
@@ -155,7 +155,7 @@ def test_an_interrupted_call_goes_on(root, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return load_audio(path)
 
-    def noting(path):
+    def record(path):
         done.append(path.stem)
         return load_audio(path)
 
@@ -163,8 +163,8 @@ def test_an_interrupted_call_goes_on(root, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(root, tmp_path / "corpus")
     assert len([*(tmp_path / "corpus").rglob("*.flac")]) == 5
-    assert not (tmp_path / "corpus/manifest.csv").exists()  # half a test set is never taken for a whole one
-    monkeypatch.setattr(europarl, "load_audio", noting)
+    assert not (tmp_path / "corpus/manifest.csv").exists()  # half a test set is never mistaken for a complete one
+    monkeypatch.setattr(europarl, "load_audio", record)
     prepare(root, tmp_path / "corpus")
     assert [name for name in done if name in speeches] == speeches[2:]
     assert contents(tmp_path / "corpus") == contents(tmp_path / "undisturbed")
@@ -188,7 +188,7 @@ def test_a_damaged_segment_is_cut_again(root, tmp_path, decoded, damage):
     assert decoded == ["en.20090112.19.1-141"] and contents(tmp_path / "corpus") == before
 
 
-def test_other_times_and_another_speech_are_cut_again(root, tmp_path, decoded):
+def test_segments_with_new_times_or_a_new_speech_are_cut_again(root, tmp_path, decoded):
     first = prepare(root, tmp_path / "corpus")
     decoded.clear()
     edit(root / "en/it/test/segments.lst", "en.20090112.19.1-141 0.25", "en.20090112.19.1-141 0.35")
@@ -208,51 +208,63 @@ def without_last_line(file):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told", "left"),
+    ("damage", "message", "left"),
     [
         (lambda r: (r / LST).unlink(), r"There is no .*segments\.lst: give the folder of EuroParl-ST 1\.1 that", 4),
         (lambda r: shutil.rmtree(r / "it"), r"There is no .*it.en.test.segments\.lst: give the folder", 5),
-        (lambda r: without_last_line(r / EN), r"segments\.en has 4 lines for the 5 of segments\.lst", 4),
-        (lambda r: without_last_line(r / IT), r"segments\.it has 4 lines for the 5 of segments\.lst", 4),
+        (lambda r: without_last_line(r / EN), r"segments\.en has 4 lines, but segments\.lst has 5, so it is", 4),
+        (lambda r: without_last_line(r / IT), r"segments\.it has 4 lines, but segments\.lst has 5, so it is", 4),
         (
             lambda r: [without_last_line(r / file) for file in (LST, EN, IT)],
-            r"segments\.lst lists 4 segments where EuroParl-ST 1\.1 has 5\.",
+            r"segments\.lst lists 4 segments, but EuroParl-ST 1\.1 has 5\.",
             8,
         ),
         (
             lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} 0.25 x"),
-            r"segments\.lst line 1 is '.* x .*' where a",
+            r"segments\.lst line 1 is '.* x .*', but a spe",
             8,
         ),
-        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} a"), r"segments\.lst line 1 is '.* a .*' where a spe", 8),
-        (lambda r: edit(r / LST, f"{SPEECH} 0.25", "../x 0.25"), r"segments\.lst line 1 is '\.\./x .*' where a spe", 8),
-        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} 99"), r"line 1 is from 99 to [\d.]+ s, which is no", 8),
-        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} nan"), r"line 1 is from nan to [\d.]+ s, which is no", 8),
-        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} -1"), r"line 1 is from -1 to [\d.]+ s, which is no", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} a"), r"segments\.lst line 1 is '.* a .*', but a spee", 8),
+        (lambda r: edit(r / LST, f"{SPEECH} 0.25", "../x 0.25"), r"segments\.lst line 1 is '\.\./x .*', but a spee", 8),
+        (
+            lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} 99"),
+            r"line 1 goes from 99 to [\d.]+ s, which is not",
+            8,
+        ),
+        (
+            lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} nan"),
+            r"line 1 goes from nan to [\d.]+ s, which is not",
+            8,
+        ),
+        (
+            lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} -1"),
+            r"line 1 goes from -1 to [\d.]+ s, which is not",
+            8,
+        ),
         (lambda r: (r / f"en/audios/{SPEECH}.m4a").unlink(), r"lst line 1 names the speech .*m4a, which is missing", 6),
     ],
 )
-def test_an_incomplete_copy_is_told_before_anything_is_decoded(root, tmp_path, decoded, spoil, told, left):
-    spoil(root)
-    with pytest.raises(ValueError, match=told) as caught:
+def test_an_incomplete_copy_raises_before_anything_is_decoded(root, tmp_path, decoded, damage, message, left):
+    damage(root)
+    with pytest.raises(ValueError, match=message) as caught:
         prepare(root, tmp_path / "corpus")
     assert str(caught.value).splitlines()[1:] == [
-        "Unpack the archive again, or go on without them by --partial (partial=True); the numbers then are not of the "
-        "paper's test sets."
+        "Unpack the archive again, or continue without them with --partial (partial=True); the numbers are then not "
+        "those of the paper's test sets."
     ]
     assert decoded == [] and not (tmp_path / "corpus").exists()
     assert len(prepare(root, tmp_path / "corpus", partial=True)) == left
     assert str(caught.value).splitlines()[0] in (tmp_path / "corpus/README.md").read_text(encoding="utf-8")
 
 
-def test_a_missing_speech_is_told_behind_a_bad_line(root, tmp_path):
+def test_a_bad_line_does_not_hide_a_missing_speech(root, tmp_path):
     edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
     (root / f"en/audios/{SPEECH}.m4a").unlink()
     with pytest.raises(ValueError, match=r"(?s)line 1 is .* line 2 names the speech .*, which is missing\.\nUnpack"):
         prepare(root, tmp_path / "corpus")
 
 
-def test_ids_stay_when_a_line_is_left_out(root, tmp_path):
+def test_ids_do_not_change_when_a_line_is_skipped(root, tmp_path):
     edit(root / LST, f"{SPEECH} 0.25", f"{SPEECH} a")
     assert [u.id for u in prepare(root, tmp_path / "corpus", partial=True)][:3] == [
         f"{SPEECH}_2",
@@ -261,7 +273,7 @@ def test_ids_stay_when_a_line_is_left_out(root, tmp_path):
     ]
 
 
-def test_a_damaged_speech_costs_the_others_nothing(root, tmp_path, decoded):
+def test_a_damaged_speech_does_not_affect_the_others(root, tmp_path, decoded):
     speech = root / f"en/audios/{SPEECH}.m4a"
     whole = speech.read_bytes()
     speech.write_bytes(whole[: len(whole) // 2])
@@ -273,8 +285,8 @@ def test_a_damaged_speech_costs_the_others_nothing(root, tmp_path, decoded):
     assert len(prepare(root, tmp_path / "corpus")) == 9 and decoded == [SPEECH]
 
 
-def test_a_segment_may_end_a_little_after_its_speech(root, tmp_path):
-    # Of the last of an English speech; AAC fills up its last frame, so the decoded audio is a little longer.
+def test_a_segment_can_end_slightly_after_its_speech(root, tmp_path):
+    # This is the last segment of a speech; AAC fills up its last frame, so the decoded audio is slightly longer.
     *_, line = (root / LST).read_text().splitlines()
     name, start, _ = line.split()
     seconds = load_audio(root / f"en/audios/{name}.m4a").size / SAMPLE_RATE
@@ -282,9 +294,7 @@ def test_a_segment_may_end_a_little_after_its_speech(root, tmp_path):
     (utterance,) = prepare(root, tmp_path / "corpus")[4:5]
     assert utterance.duration == pytest.approx(seconds - float(start), abs=1e-3)
     edit(root / LST, f"{seconds + 0.4}", f"{seconds + 0.6}")
-    with pytest.raises(
-        ValueError, match=rf"segments\.lst line 5 ends at .* s, but .*{name}\.m4a is over after [\d.]+ s"
-    ):
+    with pytest.raises(ValueError, match=rf"segments\.lst line 5 ends at .* s, but .*{name}\.m4a lasts only [\d.]+ s"):
         prepare(root, tmp_path / "corpus")
     assert [u.id for u in prepare(root, tmp_path / "corpus", partial=True)][3:5] == [
         f"{name}_1",
@@ -292,26 +302,26 @@ def test_a_segment_may_end_a_little_after_its_speech(root, tmp_path):
     ]
 
 
-def test_a_segment_that_starts_after_its_speech(root, tmp_path):
+def test_a_segment_that_starts_after_its_speech_raises(root, tmp_path):
     *_, line = (root / LST).read_text().splitlines()
     name = line.split()[0]
     seconds = load_audio(root / f"en/audios/{name}.m4a").size / SAMPLE_RATE
     edit(root / LST, line, f"{name} {seconds + 0.1} {seconds + 0.4}")
-    with pytest.raises(ValueError, match=r"segments\.lst line 5 ends at .* s, but .* is over after"):
+    with pytest.raises(ValueError, match=r"segments\.lst line 5 ends at .* s, but .* lasts only"):
         prepare(root, tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(("file", "kind"), [(EN, "transcript"), (IT, "translation")])
-def test_a_segment_without_text_is_left_out_and_told(root, tmp_path, capsys, file, kind):
+def test_a_segment_without_text_is_skipped_and_reported(root, tmp_path, capsys, file, kind):
     lines = (root / file).read_text(encoding="utf-8").split("\n")
     (root / file).write_text("\n".join([lines[0], " ", *lines[2:]]), encoding="utf-8")
     utterances = prepare(root, tmp_path / "corpus")
     assert [u.id for u in utterances][:2] == [f"{SPEECH}_1", f"{SPEECH}_3"]  # the others keep their ids
-    sentence = rf"{root / LST} line 2 has no {kind}, so the segment is left out."
+    sentence = rf"{root / LST} line 2 has no {kind}, so the segment is skipped."
     assert sentence in capsys.readouterr().out and sentence in (tmp_path / "corpus/README.md").read_text()
 
 
-def test_a_silent_segment_is_left_out_and_told(root, tmp_path, monkeypatch, capsys):
+def test_a_silent_segment_is_skipped_and_reported(root, tmp_path, monkeypatch, capsys):
     def silenced(path):
         audio = load_audio(path)
         if path.stem == SPEECH:
@@ -321,13 +331,15 @@ def test_a_silent_segment_is_left_out_and_told(root, tmp_path, monkeypatch, caps
     edit(root / LST, (root / LST).read_text().splitlines()[0], f"{SPEECH} 0.25 1.75")
     monkeypatch.setattr(europarl, "load_audio", silenced)
     assert [u.id for u in prepare(root, tmp_path / "corpus")][:2] == [f"{SPEECH}_2", f"{SPEECH}_3"]
-    assert f"{root / LST} line 1: " in (told := capsys.readouterr().out) and "_1.flac is silent" in told
+    printed = capsys.readouterr().out
+    assert f"{root / LST} line 1: " in printed and "_1.flac is silent" in printed
+    assert "another channel. The segment is skipped." in printed
 
 
-def test_room_is_looked_for_first(root, tmp_path, monkeypatch, decoded):
+def test_disk_space_is_checked_first(root, tmp_path, monkeypatch, decoded):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**6, 0, 10**5))
-    with pytest.raises(OSError, match=r"The segments need up to \d\.\d MB, and .*corpus has 0\.1 MB: make room"):
+    with pytest.raises(OSError, match=r"The segments need up to \d\.\d MB, but .*corpus has 0\.1 MB: free some"):
         prepare(root, tmp_path / "corpus")
     assert decoded == []
 
@@ -342,13 +354,13 @@ def test_other_files_are_not_overwritten(root, tmp_path, corpus_folder, decoded,
     assert decoded == [] and contents(tmp_path / "corpus") == before
 
 
-def test_a_list_of_full_size(tmp_path):
+def test_a_complete_list_has_no_defects(tmp_path):
     write_list(tmp_path, [("en.x", i, i + 1, f"text {i}", f"testo {i}") for i in range(1130)])
     defects = Defects()
     assert len(read_segments(tmp_path, "en", "it", "test", defects)) == 1130 and defects == Defects()
 
 
-def test_only_so_many_defects_are_told_at_once():
+def test_an_error_lists_at_most_ten_defects():
     with pytest.raises(ValueError) as caught:
         Defects(missing=[f"Defect {i}." for i in range(25)]).refuse(partial=False)
     assert str(caught.value).splitlines()[9:11] == ["Defect 9.", "There are 15 more such defects."]
@@ -383,7 +395,7 @@ SHORT = st.tuples(st.integers(0, 199), st.integers(1, 100)).map(lambda t: (t[0] 
     end=st.sampled_from(["\n", "\r\n"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_lists_are_read_as_written(tmp_path_factory, rows, blank, end):
+def test_lists_are_read_as_they_were_written(tmp_path_factory, rows, blank, end):
     root, defects = tmp_path_factory.mktemp("lists"), Defects()
     write_list(root, [(name, *times, *texts) for name, times, *texts in rows], blank, end)
     with pytest.MonkeyPatch.context() as patch:
@@ -392,7 +404,7 @@ def test_lists_are_read_as_written(tmp_path_factory, rows, blank, end):
     assert defects == Defects()
     assert [(s.speech.stem, (s.start, s.end), s.transcript, s.translation) for s in segments] == rows
     assert len({s.id for s in segments}) == len(rows)
-    assert all(s.id.startswith("en.") for s in segments)  # so none is also the id of an Italian one
+    assert all(s.id.startswith("en.") for s in segments)  # so no Italian segment has the same id
     table = [{"id": s.id, "transcript": s.transcript, "translation": s.translation} for s in segments]
     europarl.write_manifest(root, table)
     assert [row for _, row in read_rows(root / "manifest.csv", ("id",))] == table
@@ -400,7 +412,7 @@ def test_lists_are_read_as_written(tmp_path_factory, rows, blank, end):
 
 @given(stretches=st.lists(SHORT, min_size=1, max_size=6), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_a_cut_is_the_speech_from_start_to_end(tmp_path_factory, stretches, seed):
+def test_a_segment_holds_the_speech_from_start_to_end(tmp_path_factory, stretches, seed):
     folder = tmp_path_factory.mktemp("cut")
     samples = np.random.default_rng(seed).integers(-(2**15), 2**15, 3 * SAMPLE_RATE).astype(np.int16)
     segments = [
@@ -415,7 +427,7 @@ def test_a_cut_is_the_speech_from_start_to_end(tmp_path_factory, stretches, seed
         np.testing.assert_array_equal(found, samples[round(100 * start) * 160 : round(100 * end) * 160])
 
 
-def test_dev_beside_test(archive, root, tmp_path):
+def test_dev_can_be_prepared_beside_test(archive, root, tmp_path):
     for source, target in europarl.PAIRS:
         shutil.copytree(root / source / target / "test", root / source / target / "dev")
         for file in (root / source / target / "dev").iterdir():
@@ -425,7 +437,7 @@ def test_dev_beside_test(archive, root, tmp_path):
     assert len(prepare(root, tmp_path / "corpus")) == 9
 
 
-def test_command(root, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_its_result(root, tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["europarl", *map(str, arguments)])
         return europarl.main()
@@ -435,5 +447,5 @@ def test_command(root, tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "nowhere", tmp_path / "corpus") == 1
     assert capsys.readouterr().err.startswith(f"error: There is no {tmp_path / 'nowhere'}")
     assert run(tmp_path / "nowhere", tmp_path / "other", "--partial") == 1
-    assert "holds no segment that can be used: give the folder" in capsys.readouterr().err
+    assert "holds no usable segment: give the folder" in capsys.readouterr().err
     assert len(load_corpus(tmp_path / "corpus")) == 9

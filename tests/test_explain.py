@@ -1,25 +1,46 @@
+import io
 import math
-from dataclasses import asdict
+import pickle
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
+import soundfile
 import torch
 import xarray as xr
 from conftest import counted, listed, without_seconds
 from torch.nn import functional
 
 import xattn
-import xattn.occlusion
+from xattn.analysis.correlation import correlate, normalised_saliency
+from xattn.attribution import occlusion
+from xattn.attribution.estimators import estimate
+from xattn.attribution.occlusion import Masks, Partition
+from xattn.attribution.segments import slic_pyramid
 from xattn.audio import mel_centres
-from xattn.compare import correlate, saliency_on_steps
-from xattn.estimators import estimate, masks_of
-from xattn.explain import VERSION, Occlusion, explain, explain_targets
+from xattn.explain import VERSION, Occlusion, explain, explain_directions
+from xattn.maps import masks_of
+from xattn.models import Decoding, load_model
 from xattn.models.conformer import ConformerModel
-from xattn.occlusion import Masks, Partition
-from xattn.segments import slic_pyramid
 
-SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
+SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
+PLACES = ("input", "encoder")
+
+
+def quietly(model, audio, changes=SMALL, **arguments):
+    """Explain without printing; `changes` replace fields of SMALL."""
+    given = changes if isinstance(changes, Occlusion) else replace(SMALL, **changes)
+    return explain(model, audio, occlusion=given, progress=False, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """The folder for scores of interrupted calls."""
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    return tmp_path / "cache" / "xattn"
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +50,15 @@ def utterance(utterances):
 
 @pytest.fixture(scope="module")
 def maps(model, utterance):
-    return explain(model, utterance, **SMALL)
+    return quietly(model, utterance)
 
 
-def by_definition(model, utterance, target, place, masks, p, seed=0):
+def by_definition(model, utterance, direction, place, masks, p, seed=0):
     """SM^X or SM^H one mask at a time, cell by cell, through torch's own KL divergence: (token, *cells)."""
     features = model.features(utterance.audio())
     states = model.encode(features[None])
-    prompt = model.prompt(target)
-    hypothesis = model.generate(features[None], target)[0]
+    prompt = model.prompt(direction)
+    hypothesis = model.generate(features[None], direction)[0]
     inputs = torch.cat([prompt, hypothesis[:-1]])
 
     def log_p(states):
@@ -62,7 +83,7 @@ def test_axes_and_units(maps, model, utterance):
     features = model.features(utterance.audio())
     hypothesis = model.generate(features[None], "en")[0]
     tokens, frames, steps = len(hypothesis), len(features), math.ceil(len(features) / 4)
-    assert tokens > 4 and steps * 4 > frames  # the last step has frames fewer than four
+    assert tokens > 4 and steps * 4 > frames  # the last step has fewer than four frames
     assert dict(maps.sizes) | {"segment": 0} == {
         "layer": 2, "head": 2, "token": tokens, "step": steps, "time": frames, "mel": 80, "level": 3, "segment": 0,
         "input_mask": 12, "encoder_mask": 10,
@@ -73,7 +94,7 @@ def test_axes_and_units(maps, model, utterance):
     assert maps.features.dims == ("time", "mel")
     assert maps["layer"].values.tolist() == maps["head"].values.tolist() == [1, 2]
     assert maps.token.values.tolist() == model.tokens(hypothesis) and maps.token.values[-1] == "</s>"
-    # Seconds: frame t is centred 12.5 ms after its start at 10 t ms, a step midway between its first and last frame.
+    # Frame t is centred 12.5 ms after its start at 10 t ms; a step is centred between its first and last frame.
     np.testing.assert_allclose(maps.time, [0.0125 + 0.01 * frame for frame in range(frames)])
     last = [min(4 * step + 3, frames - 1) for step in range(steps)]
     np.testing.assert_allclose(maps.step, [0.0125 + 0.005 * (4 * step + end) for step, end in enumerate(last)])
@@ -82,7 +103,7 @@ def test_axes_and_units(maps, model, utterance):
     assert np.array_equal(maps.features, features)
 
 
-def test_attributes_tell_what_produced_the_maps(maps, model, utterance):
+def test_attributes_record_what_produced_the_maps(maps, model, utterance):
     hypothesis = model.generate(model.features(utterance.audio())[None], "en")[0]
     expected = {
         "model": "tiny",
@@ -91,29 +112,28 @@ def test_attributes_tell_what_produced_the_maps(maps, model, utterance):
         "setting": "en",
         "hypothesis": model.text(hypothesis),
         "reference": "the dog sleeps",
-        "subsampling": 4,
-        "lead": 0,
+        "forced": 0,
         "version": xattn.__version__,
-        **asdict(Occlusion(**SMALL)),
+        **asdict(SMALL),
     }
     assert {name: maps.attrs[name] for name in expected} == expected
     assert set(maps.attrs) - set(expected) == {"audio", "seconds", "input_reliability", "encoder_reliability"}
     assert len(maps.audio) == 16 and maps.seconds > 0
 
 
-def test_encoder_saliency_is_its_definition(maps, model, utterance):
+def test_encoder_saliency_follows_its_definition(maps, model, utterance):
     expected = by_definition(model, utterance, "en", "encoder", 10, 0.7)
     assert expected.max() > 0.1
     np.testing.assert_allclose(maps.encoder_saliency, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_input_saliency_is_its_definition(maps, model, utterance):
+def test_input_saliency_follows_its_definition(maps, model, utterance):
     expected = by_definition(model, utterance, "en", "input", 12, 0.5)
     assert expected.max() > 0.1
     np.testing.assert_allclose(maps.input_saliency, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_scores_of_all_masks_give_the_maps(maps, utterance):
+def test_maps_follow_from_the_scores_of_all_masks(maps, utterance):
     steps = Masks(Partition.of(np.arange(maps.sizes["step"])[None]), 10, 0.7, 0, f"{utterance.id}/encoder")
     _, hidden = steps.draw(0, 10)
     sums, counts = maps.encoder_scores.values.T.astype(np.float64) @ hidden, hidden.sum(axis=0)
@@ -124,8 +144,8 @@ def test_the_scores_of_all_masks_give_the_maps(maps, utterance):
     np.testing.assert_allclose(maps.segment_score, expected, rtol=1e-6)
 
 
-def test_numbers_move_with_a_new_version_only(maps):
-    """Stored maps are trusted by version: a change that moves these numbers must raise it and renew them."""
+def test_numbers_change_only_with_a_new_version(maps):
+    """Stored maps stay valid until VERSION is raised, so raise it with any change that moves these numbers."""
     found = (
         float(maps.input_saliency.mean()), float(maps.encoder_saliency.mean()), float(maps.cross_attention[1, 0, 0, 2])
     )  # fmt: skip
@@ -133,26 +153,24 @@ def test_numbers_move_with_a_new_version_only(maps):
     assert found == pytest.approx((0.067363, 0.192280, 0.021243), rel=1e-3)
 
 
-def test_attention_is_that_of_the_forced_hypothesis(maps, model, utterance):
+def test_attention_comes_from_the_forced_hypothesis(maps, model, utterance):
     states = model.encode(model.features(utterance.audio())[None])
     ids = torch.tensor([4, *(model.tokenizer.piece_to_id(token) for token in maps.token.values[:-1])])
     np.testing.assert_allclose(maps.cross_attention, model.cross_attention(states, ids), atol=1e-6)
 
 
 def test_parameters_reach_the_masks(model, utterance):
-    changed = explain(
-        model, utterance, **SMALL | {"input_masks": 6, "encoder_masks": 4, "input_p": 0.3, "encoder_p": 0.4, "seed": 5}
-    )
+    options = {"input_masks": 6, "encoder_masks": 4, "input_p": 0.3, "encoder_p": 0.4, "seed": 5}
+    changed = quietly(model, utterance, options)
     for place, masks, p in (("input", 6, 0.3), ("encoder", 4, 0.4)):
         expected = by_definition(model, utterance, "en", place, masks, p, seed=5)
         np.testing.assert_allclose(changed[f"{place}_saliency"], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["mean", "ridge"])
-def test_reliability_is_that_of_halves_of_the_reduced_map(model, utterance, estimator):
-    maps = explain(model, utterance, **SMALL | {"input_masks": 60, "encoder_masks": 40, "estimator": estimator})
-    spoken = maps.token.values != "</s>"
-    for place in ("input", "encoder"):
+def test_reliability_compares_halves_of_the_reduced_map(model, utterance, estimator):
+    maps = quietly(model, utterance, {"input_masks": 60, "encoder_masks": 40, "estimator": estimator})
+    for place in PLACES:
         scores, name, masks = maps[f"{place}_scores"].values, f"{place}_saliency", masks_of(maps, place)
         labels = masks.partition.labels
         np.testing.assert_allclose(estimate(scores, masks, estimator).cells(labels), maps[name], rtol=1e-5, atol=1e-7)
@@ -160,16 +178,16 @@ def test_reliability_is_that_of_halves_of_the_reduced_map(model, utterance, esti
         halves = []
         for used in (first, ~first):
             cells = estimate(scores, masks, estimator, used).cells(labels)
-            halves.append(saliency_on_steps(maps.assign({name: maps[name].copy(data=cells)}), place)[spoken])
-        r = np.corrcoef(*(half.ravel() for half in halves))[0, 1]
+            halves.append(normalised_saliency(maps[name].copy(data=cells), maps).values.ravel())
+        r = np.corrcoef(*halves)[0, 1]
         assert maps.attrs[f"{place}_reliability"] == pytest.approx(2 * r / (1 + r))
 
 
-def test_perturbations_end_where_the_maps_are_reliable(model, utterance):
-    many = SMALL | {"input_masks": 400, "encoder_masks": 400}
-    everything = explain(model, utterance, **many)
-    stopped = explain(model, utterance, **many | {"reliability": 0.01})
-    for place in ("input", "encoder"):
+def test_perturbations_stop_when_the_maps_are_reliable(model, utterance):
+    many = {"input_masks": 400, "encoder_masks": 400}
+    everything = quietly(model, utterance, many)
+    stopped = quietly(model, utterance, many | {"reliability": 0.01})
+    for place in PLACES:
         assert stopped.sizes[f"{place}_mask"] in (200, 250, 312, 390)
         assert stopped.attrs[f"{place}_reliability"] >= 0.01
         assert np.allclose(stopped[f"{place}_scores"], everything[f"{place}_scores"][: stopped.sizes[f"{place}_mask"]])
@@ -177,8 +195,8 @@ def test_perturbations_end_where_the_maps_are_reliable(model, utterance):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batch_size_moves_rounding_only(maps, model, utterance, batch_size):
-    other = explain(model, utterance, **SMALL | {"batch_size": batch_size})
+def test_the_batch_size_changes_only_rounding(maps, model, utterance, batch_size):
+    other = quietly(model, utterance, {"batch_size": batch_size})
     assert np.array_equal(other.segment_count, maps.segment_count)
     for name in ("input_saliency", "encoder_saliency"):
         np.testing.assert_allclose(other[name], maps[name], rtol=1e-4, atol=1e-6)
@@ -192,8 +210,10 @@ def shipped():
 @pytest.mark.parametrize("number", [0, 3])
 def test_bfloat16_gives_the_maps_of_float32(shipped, number):
     utterance = xattn.load_corpus(Path(__file__).parents[1] / "data", language="en", split="test")[number]
-    masks = {"input_masks": 200, "encoder_masks": 200}
-    exact, rounded = (explain(shipped, utterance, **masks, precision=name) for name in ("float32", "bfloat16"))
+    many = Occlusion(input_masks=200, encoder_masks=200)
+    exact, rounded = (
+        quietly(shipped, utterance, replace(many, precision=precision)) for precision in ("float32", "bfloat16")
+    )
     assert rounded.precision == "bfloat16" and exact.hypothesis == rounded.hypothesis
     assert np.array_equal(exact.segment_count, rounded.segment_count)
     spoken = exact.token.values != "</s>"
@@ -202,36 +222,41 @@ def test_bfloat16_gives_the_maps_of_float32(shipped, number):
         assert not np.array_equal(*scores)
         assert np.corrcoef(*(each.ravel() for each in scores))[0, 1] > 0.9995
         by_token = np.array([np.corrcoef(*pair)[0, 1] for pair in zip(*(each.T for each in scores), strict=True)])
-        matters = scores[0].mean(axis=0) > 0.02  # nats; of tokens that hardly depend on the input, rounding is the rest
+        matters = (
+            scores[0].mean(axis=0) > 0.02
+        )  # nats; for tokens that hardly depend on the input, most of the score is rounding
         assert np.median(by_token) > 0.999 and by_token[matters].min() > 0.995 and by_token.min() > 0.8
         assert 5 < matters.sum() < spoken.sum()
-        reduced = [saliency_on_steps(maps, place)[spoken].ravel() for maps in (exact, rounded)]
+        saliencies = [maps[f"{place}_saliency"] for maps in (exact, rounded)]
+        reduced = [normalised_saliency(saliency, exact).values.ravel() for saliency in saliencies]
         assert np.corrcoef(*reduced)[0, 1] > like
-        assert abs(correlate(exact, place) - correlate(rounded, place)).max() < nearest
+        rho = [correlate(maps.cross_attention, maps[f"{place}_saliency"]) for maps in (exact, rounded)]
+        for variable in abs(rho[0] - rho[1]).values():
+            assert variable.max() < nearest
 
 
-def test_the_size_of_batches_is_decided_by_the_device(model, utterance):
+def test_the_device_decides_the_batch_size(model, utterance):
     for device, size in (("cpu", 32), ("cuda", 128)):
         assert Occlusion(precision="float32").on(torch.device(device)).batch_size == size
         assert Occlusion(batch_size=5, precision="float32").on(torch.device(device)).batch_size == 5
-    assert explain(model, utterance, **SMALL | {"batch_size": None}).batch_size == 32
+    assert quietly(model, utterance, {"batch_size": None}).batch_size == 32
 
 
-def test_auto_is_decided_by_the_device(model, utterance, monkeypatch):
+def test_the_device_decides_the_precision(model, utterance, monkeypatch):
     for capable, decided in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_bf16": capable})
         assert Occlusion().on(model.device).precision == decided
         assert Occlusion(precision="float32").on(model.device).precision == "float32"
-        assert explain(model, utterance, **SMALL | {"precision": "auto"}).precision == decided
+        assert quietly(model, utterance, {"precision": "auto"}).precision == decided
 
 
-def test_rows_of_a_prompt_of_two_tokens_explain_no_token(model, utterance):
+def test_a_prompt_of_two_tokens_has_no_rows(model, utterance):
     class TwoTags(ConformerModel):
-        def prompt(self, language):
-            return torch.tensor([3, self.config.language_ids[language]])
+        def prompt(self, direction):
+            return torch.tensor([3, self.config.language_ids[direction]])
 
     longer = TwoTags(model.network, model.tokenizer, "two", "hash")
-    maps = explain(longer, utterance, **SMALL)
+    maps = quietly(longer, utterance)
     expected = by_definition(longer, utterance, "en", "encoder", 10, 0.7)
     assert maps.sizes["token"] == len(expected)
     np.testing.assert_allclose(maps.encoder_saliency, expected, rtol=1e-4, atol=1e-6)
@@ -241,10 +266,10 @@ def test_rows_of_a_prompt_of_two_tokens_explain_no_token(model, utterance):
     np.testing.assert_allclose(maps.cross_attention, attention[:, :, 1:], atol=1e-6)
 
 
-def test_two_languages_share_the_encoder_passes(model, utterance, maps, monkeypatch):
-    alone = [maps, explain(model, utterance, "it", **SMALL)]
+def test_two_directions_share_the_encoder_passes(model, utterance, maps, monkeypatch):
+    alone = [maps, quietly(model, utterance, translate_to="it")]
     calls = counted(model, monkeypatch, "encode")
-    both = explain_targets(model, utterance, ["en", "it"], Occlusion(**SMALL))
+    both = explain_directions(model, utterance, ["en", "en-it"], SMALL)
     assert calls == [1, 5, 5, 2]
     assert [item.setting for item in both] == ["en", "en-it"]
     assert both[0].hypothesis != both[1].hypothesis
@@ -253,19 +278,90 @@ def test_two_languages_share_the_encoder_passes(model, utterance, maps, monkeypa
         xr.testing.assert_identical(without_seconds(together), without_seconds(single))
 
 
-def test_a_recording_of_one_s_own(model, utterance, maps):
-    own = explain(model, utterance.audio_path, **SMALL)
-    assert (own.utterance, own.setting, own.reference, own.audio) == ("en-test-0", "en", "", maps.audio)
-    np.testing.assert_array_equal(own.encoder_saliency, maps.encoder_saliency)
-    italian = explain(model, utterance.audio_path, "it", **SMALL)
+def without_origin(maps):
+    """Maps without the attributes in which recordings of the same samples differ."""
+    return maps.assign_attrs(dict.fromkeys(("seconds", "utterance", "reference")))
+
+
+def test_a_recording_can_be_given_in_many_forms(model, tmp_path):
+    samples = (0.1 * np.random.default_rng(0).standard_normal((14_400, 2))).astype(np.float32)
+    path = tmp_path / "my talk.wav"
+    soundfile.write(path, samples, 24_000, subtype="FLOAT")
+    content, few = path.read_bytes(), {"input_masks": 4, "encoder_masks": 4}
+    expected = quietly(model, path, few)
+    assert (expected.utterance, expected.setting, expected.reference) == ("my talk", "en", "")
+    assert expected.sizes["time"] == 1 + (9600 - 400) // 160
+    xr.testing.assert_identical(*map(without_seconds, (quietly(model, str(path), few), expected)))
+    memory = quietly(model, samples, few, rate=24_000)
+    assert re.fullmatch("recording-[0-9a-f]{8}", memory.utterance) and memory.audio == expected.audio
+    # The masks depend on the name, so recordings without one share theirs.
+    assert not np.array_equal(memory.input_scores, expected.input_scores)
+    with path.open("rb") as file:
+        others = [quietly(model, file, few)]
+    others += [
+        quietly(model, audio, few)
+        for audio in (
+            (24_000, samples),
+            {"array": samples, "sampling_rate": 24_000},
+            io.BytesIO(content),
+            content,
+            xattn.data.utterance.utterance_from_recording(samples, 24_000),
+        )
+    ]
+    others.append(quietly(model, torch.from_numpy(samples), few, rate=24_000))
+    for other in others:
+        xr.testing.assert_identical(without_seconds(other), without_seconds(memory))
+
+
+def test_a_file_gives_the_maps_of_its_utterance(model, utterance, maps):
+    own = quietly(model, utterance.audio_path)
+    xr.testing.assert_identical(without_origin(own), without_origin(maps))
+    assert (own.utterance, own.reference) == ("en-test-0", "")
+    italian = quietly(model, utterance.audio_path, language="it")
     assert italian.setting == "it" and italian.hypothesis != own.hypothesis
-    translated = explain(model, utterance.audio_path, "it", "en", **SMALL)
+    translated = quietly(model, utterance.audio_path, language="en", translate_to="it")
     assert (translated.setting, translated.hypothesis) == ("en-it", italian.hypothesis)
 
 
+def test_what_is_given_overrules_the_language_of_an_utterance(model, utterance):
+    assert quietly(model, utterance, language="it").setting == "it"
+    assert quietly(model, utterance, translate_to="en").setting == "en"
+
+
+def test_a_given_text_is_forced(model, utterance, maps):
+    forced = quietly(model, utterance, text="the bird sings")
+    assert "".join(forced.token.values) == "▁the▁bird▁sings</s>"
+    assert (forced.hypothesis, forced.forced) == ("the bird sings", 1)
+    features = model.features(utterance.audio())
+    states, ids = model.encode(features[None]), model.token_ids("the bird sings")
+    inputs = torch.cat([model.prompt("en"), ids[:-1]])
+    np.testing.assert_allclose(forced.cross_attention, model.cross_attention(states, inputs), atol=1e-6)
+    log_p = model.decode(states, inputs)[0].double()
+    _, hidden = masks_of(forced, "encoder").draw(0, 10)
+    for number in (0, 7):
+        perturbed = model.decode(states.masked_fill(torch.from_numpy(hidden[number])[:, None], 0.0), inputs)[0].double()
+        expected = functional.kl_div(perturbed, log_p, log_target=True, reduction="none").sum(-1)
+        np.testing.assert_allclose(forced.encoder_scores[number], expected, rtol=1e-3, atol=1e-5)
+    again = quietly(model, utterance, text=maps.hypothesis)
+    if again.token.values.tolist() == maps.token.values.tolist():  # its text can have other subwords
+        np.testing.assert_allclose(again.encoder_saliency, maps.encoder_saliency, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="The text is empty: give the words to explain, or leave out text"):
+        quietly(model, utterance, text=" ")
+    with pytest.raises(ValueError, match=r"The text has \d+ tokens, but tiny writes at most 15: give a shorter text"):
+        quietly(model, utterance, text="the dog sleeps " * 4)
+
+
+def test_decoding_settings_reach_the_search(model, utterance):
+    decoding = Decoding(beams=1, max_length=7, no_repeat_ngram=0)
+    found = quietly(model, utterance, decoding=decoding)
+    (ids,) = model.generate(model.features(utterance.audio())[None], "en", decoding=decoding)
+    assert found.token.values.tolist() == model.tokens(ids) and len(ids) <= 6
+
+
 def test_maps_can_be_correlated(maps):
-    for source in ("input", "encoder"):
-        assert np.isfinite(correlate(maps, source)).all()
+    for place in PLACES:
+        rho = correlate(maps.cross_attention, maps[f"{place}_saliency"])
+        assert all(np.isfinite(variable).all() for variable in rho.values())
 
 
 @pytest.mark.parametrize(
@@ -285,27 +381,154 @@ def test_maps_can_be_correlated(maps):
         ("seed", 1.5, "seed is 1.5: give a whole number of at least 0"),
         ("seed", -1, "seed is -1: give a whole number of at least 0"),
         ("precision", "half", "There is no precision 'half': choose one of auto, float32, bfloat16"),
+        ("estimator", "median", "There is no estimator 'median': choose one of mean, sqrt_mean, ridge, sqrt_ridge"),
+        ("pyramid", "giza", "There is no pyramid 'giza': choose one of published, spread"),
+        ("reliability", 2, "reliability is 2: give a number from 0 to 1"),
     ],
 )
-def test_parameters_out_of_range(model, utterance, parameter, value, sentence):
+def test_parameters_out_of_range_raise(parameter, value, sentence):
     with pytest.raises(ValueError, match=sentence):
-        explain(model, utterance, **{parameter: value})
+        Occlusion(**{parameter: value})
 
 
-def test_a_language_the_model_does_not_write(model, utterance):
-    with pytest.raises(ValueError, match="The model tiny does not write 'fr'"):
-        explain(model, utterance, "fr")
+def test_a_language_that_the_model_does_not_write_raises(model, utterance):
+    with pytest.raises(ValueError, match="The model tiny does not write 'fr'; choose one of en, it"):
+        quietly(model, utterance, translate_to="fr")
+    with pytest.raises(ValueError, match="tiny does not support 'fr': choose one of en, it"):
+        quietly(model, utterance, language="fr")
 
 
-def test_an_empty_hypothesis(model, utterance, monkeypatch):
-    monkeypatch.setattr(model, "generate", lambda features, language: [torch.tensor([2])])
+def test_an_empty_hypothesis_raises(model, utterance, monkeypatch):
+    monkeypatch.setattr(model, "generate", lambda *_, **__: [torch.tensor([2])])
     with pytest.raises(ValueError, match="tiny wrote nothing for en-test-0 in 'en': check the recording"):
-        explain(model, utterance)
+        quietly(model, utterance)
 
 
-def test_weights_that_are_not_finite(made, model, utterance, monkeypatch):
+def test_weights_that_are_not_finite_raise(made, model, utterance, monkeypatch):
     broken = ConformerModel(made.network(), model.tokenizer, "broken", "hash")
     broken.network.encoder.conformer_layers[0].layernorm.bias.data[0] = float("nan")
-    monkeypatch.setattr(broken, "generate", lambda features, language: [torch.tensor([9, 8, 2])])
+    monkeypatch.setattr(broken, "generate", lambda *_, **__: [torch.tensor([9, 8, 2])])
     with pytest.raises(FloatingPointError, match="check its weights and the recording"):
-        explain(broken, utterance, **SMALL)
+        quietly(broken, utterance)
+
+
+def printed(capsys, model, audio, occlusion=SMALL, **arguments):
+    """The lines that `explain` prints, with progress bars in their last state."""
+    explain(model, audio, occlusion=occlusion, **arguments)
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [line.rpartition("\r")[2] for line in out.split("\n")[:-1]]
+
+
+def test_language_transcript_progress_and_reliability_are_printed(model, utterance, maps, capsys):
+    lines = printed(capsys, model, utterance.audio_path)
+    assert lines[:2] == [
+        "Language: en (the default of tiny; set language= to change it)",
+        f"Transcript: {maps.hypothesis}",
+    ]
+    bars = [re.match(r"SM\^([XH]): 100%.*\| (\d+)/(\d+) ", line) for line in lines[2:4]]
+    assert [bar.groups() for bar in bars] == [("X", "12", "12"), ("H", "10", "10")]
+    values = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
+    assert lines[4] == f"Reliability: SM^X {values['input']:.2f}, SM^H {values['encoder']:.2f}"
+    assert max(values.values()) < 0.3  # of so few masks
+    assert lines[5:] == [
+        "Below 0.3 a map is mostly noise: use more masks, such as occlusion=Occlusion(input_masks=48, "
+        "encoder_masks=40)."
+    ]
+    lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
+    assert lines[0].startswith("Translation: ") and "Language" not in "".join(lines)
+    assert printed(capsys, model, utterance, progress=False) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "masks"),
+    [
+        ((0.3, 0.9), ""),
+        ((0.29, 0.9), "input_masks=48"),
+        ((0.9, np.nan), "encoder_masks=40"),
+        ((np.nan, -0.5), "input_masks=48, encoder_masks=40"),
+    ],
+)
+def test_low_reliability_is_reported(model, utterance, monkeypatch, capsys, values, masks):
+    found = iter(values)
+    monkeypatch.setitem(explain.__globals__, "map_reliability", lambda *_: next(found))
+    lines = printed(capsys, model, utterance)
+    assert f"Reliability: SM^X {values[0]:.2f}, SM^H {values[1]:.2f}" in lines
+    sentence = f"Below 0.3 a map is mostly noise: use more masks, such as occlusion=Occlusion({masks})."
+    assert [line for line in lines if "noise" in line] == [sentence] * bool(masks)
+
+
+def test_the_model_s_default_is_not_the_language_that_it_translates_into(model, utterance, capsys):
+    lines = printed(capsys, model, utterance.audio_path, translate_to="en")
+    assert lines[0] == "Language: it (the default of tiny; set language= to change it)"
+    assert lines[1].startswith("Translation: ")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(monkeypatch, model, batches):
+    """Let the model's encoder fail after so many batches; every batch is saved."""
+    monkeypatch.setattr(occlusion, "CHECKPOINT_SECONDS", -1.0)
+    calls, encode = [], model.encode
+
+    def failing(features):
+        calls.append(len(features))
+        if len(calls) > batches:
+            raise Interrupted
+        return encode(features)
+
+    monkeypatch.setattr(model, "encode", failing)
+
+
+def test_an_interrupted_call_resumes(model, utterance, maps, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, model, 3)  # the recording itself and two batches of five
+        with pytest.raises(Interrupted):
+            quietly(model, utterance)
+    (file,) = cache.iterdir()
+    with np.load(file) as held:
+        assert held["input"].shape == (10, maps.sizes["token"])
+    calls = counted(model, monkeypatch, "encode")
+    others = ({"seed": 1}, {"input_p": 0.4}), ({"translate_to": "it"}, {"text": "the dog"}, {"decoding": Decoding(1)})
+    for changes in others[0]:
+        quietly(model, utterance, changes)
+    for arguments in others[1]:
+        quietly(model, utterance, **arguments)
+    assert calls == [1, 5, 5, 2] * 5 and [*cache.iterdir()] == [file]  # none of them is the same call
+    calls.clear()
+    resumed = quietly(model, utterance)
+    assert calls == [1, 2] and not [*cache.iterdir()]
+    xr.testing.assert_identical(without_seconds(resumed), without_seconds(maps))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged"])
+def test_unreadable_scores_of_an_interrupted_call_are_ignored(model, utterance, maps, cache, monkeypatch, content):
+    with monkeypatch.context() as patch:
+        interrupted_after(patch, model, 3)
+        with pytest.raises(Interrupted):
+            quietly(model, utterance)
+    (file,) = cache.iterdir()
+    file.write_bytes(content)
+    xr.testing.assert_identical(without_seconds(quietly(model, utterance)), without_seconds(maps))
+
+
+def test_a_cache_that_cannot_be_written_is_reported_once(model, utterance, maps, cache, monkeypatch, capsys):
+    cache.parent.mkdir()
+    cache.write_text("a file in the place of the folder")
+    monkeypatch.setattr(occlusion, "CHECKPOINT_SECONDS", -1.0)
+    found = quietly(model, utterance)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and re.search(r"could not be written \(.*\): make room and the run continues", out)
+    xr.testing.assert_identical(without_seconds(found), without_seconds(maps))
+
+
+def test_a_model_can_be_pickled_before_and_after_it_explains(tiny_folder, utterance, maps):
+    model = load_model(tiny_folder)
+    copies = [pickle.loads(pickle.dumps(model))]
+    quietly(model, utterance)
+    copies.append(pickle.loads(pickle.dumps(model)))
+    for copy in copies:
+        assert (copy.name, copy.weights_hash) == (model.name, model.weights_hash)
+        xr.testing.assert_identical(without_seconds(quietly(copy, utterance)), without_seconds(maps))

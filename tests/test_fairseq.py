@@ -17,14 +17,14 @@ import torch
 from conftest import SENTENCES
 
 from xattn.models import load_model
-from xattn.models.fairseq import convert, main, read_checkpoint
+from xattn.models.convert.fairseq import convert, main, read_checkpoint
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 TEXT = "the dog sì"
 
 
 def options(config, **changes):
-    """The options of a model of this configuration, under fairseq's names."""
+    """The options of a model with this configuration, under fairseq's names."""
     own = {
         "encoder_embed_dim": config.d_model,
         "encoder_layers": config.encoder_layers,
@@ -46,7 +46,7 @@ def options(config, **changes):
 
 
 def train_pieces(folder, name="spm", tags=("<lang:en>", "<lang:it>")):
-    """Train a SentencePiece model with ids in its own order; its pieces."""
+    """Train a SentencePiece model and return its pieces in the order of its ids."""
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(text for texts in SENTENCES.values() for text in texts),
         model_prefix=str(folder / name),
@@ -61,7 +61,7 @@ def train_pieces(folder, name="spm", tags=("<lang:en>", "<lang:it>")):
 
 @pytest.fixture
 def released(made, tmp_path):
-    """A maker of a released model: checkpoint, SentencePiece model and a dictionary in an order of its own."""
+    """A function that makes a released model: checkpoint, SentencePiece model, and dictionary in another order."""
 
     def make(state=None, tags=("<lang:en>", "<lang:it>"), blank=False, **network_options):
         folder = tmp_path / "released"
@@ -90,7 +90,7 @@ def logits(network):
         return network(features, decoder_input_ids=torch.tensor([[2, 4, 9, 8]]), use_cache=False).logits
 
 
-def test_a_converted_checkpoint_is_the_same_model(released, tmp_path):
+def test_a_converted_checkpoint_gives_the_same_model(released, tmp_path):
     checkpoint, network, pieces = released()
     convert(checkpoint, tmp_path / "mine")
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
@@ -103,7 +103,7 @@ def test_a_converted_checkpoint_is_the_same_model(released, tmp_path):
     assert torch.equal(model.network.ctc_logits(hidden)[0], network.encoder.ctc_fc(hidden[0]))
 
 
-def test_ids_are_those_of_the_dictionary_and_not_of_the_sentencepiece_model(released, tmp_path):
+def test_ids_come_from_the_dictionary_and_not_from_the_sentencepiece_model(released, tmp_path):
     checkpoint, _, pieces = released()
     convert(checkpoint, tmp_path / "mine")
     model = load_model(tmp_path / "mine")
@@ -111,13 +111,15 @@ def test_ids_are_those_of_the_dictionary_and_not_of_the_sentencepiece_model(rele
     assert model.tokens(torch.arange(len(pieces))) == pieces
     ids = [pieces.index(piece) for piece in processor.encode(TEXT, out_type=str)]
     assert ids != processor.encode(TEXT)
+    assert model.token_ids(TEXT).tolist() == [*ids, 2]
+    assert model.token_ids("x").tolist()[-2] == pieces.index("<unk>")
     english, italian = (pieces.index(f"<lang:{language}>") for language in ("en", "it"))
     assert model.text(torch.tensor([2, english, *ids, 2])) == TEXT
     assert model.languages == ("en", "it")
     assert model.prompt("en").tolist() == [2, english] and model.prompt("it").tolist() == [2, italian]
 
 
-def test_a_search_starts_from_the_prompt_and_leaves_it_out(released, tmp_path):
+def test_a_search_starts_from_the_prompt_and_does_not_return_it(released, tmp_path):
     convert(released()[0], tmp_path / "mine")
     model = load_model(tmp_path / "mine")
     features = torch.randn(1, 60, 80, generator=torch.Generator().manual_seed(3))
@@ -132,7 +134,7 @@ def test_a_search_starts_from_the_prompt_and_leaves_it_out(released, tmp_path):
         assert best / len(ids) >= worse / len(others)
 
 
-def test_the_blank_that_joint_models_add_has_an_id(released, tmp_path):
+def test_the_blank_of_joint_models_has_an_id(released, tmp_path):
     checkpoint, network, pieces = released(blank=True)
     convert(checkpoint, tmp_path / "mine")
     model = load_model(tmp_path / "mine")
@@ -141,7 +143,7 @@ def test_the_blank_that_joint_models_add_has_an_id(released, tmp_path):
 
 def test_a_vocabulary_without_tags_needs_the_language(released, tmp_path):
     checkpoint, _, _ = released(tags=())
-    with pytest.raises(ValueError, match="spm.txt has no language tags such as <lang:en>: say with --language"):
+    with pytest.raises(ValueError, match="spm.txt has no language tags such as <lang:en>: give the language that"):
         convert(checkpoint, tmp_path / "mine")
     convert(checkpoint, tmp_path / "mine", language="de")
     model = load_model(tmp_path / "mine")
@@ -150,8 +152,8 @@ def test_a_vocabulary_without_tags_needs_the_language(released, tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_training_left_behind_is_passed_over(released, tmp_path, zipped):
-    """Of NumPy's numbers and arrays, under the names of its versions 1 and 2, and of plain types."""
+def test_what_training_left_in_a_checkpoint_is_ignored(released, tmp_path, zipped):
+    """NumPy's numbers and arrays, under the names of its versions 1 and 2, and plain types."""
     own = [np.float64(1.5), np.int32(3), np.arange(4.0), np.array([[True]]), np.array(["a", None], dtype=object)]
     own += [np.dtype("f4"), np.array([b"", b"b"]), np.str_("x"), b"", b"ab", slice(1, 2), range(3), int, frozenset([1])]
     left = {"val_loss": own[0], "best": own, "metrics": {own[1]: own[2]}}
@@ -170,7 +172,7 @@ def test_what_training_left_behind_is_passed_over(released, tmp_path, zipped):
 
 
 def renamed(checkpoint, old, new, zipped):
-    """The bytes of a checkpoint with `new` in place of the name `old` in its pickle."""
+    """The bytes of a checkpoint with the name `old` replaced by `new` in its pickle."""
     if not zipped:
         return checkpoint.read_bytes().replace(old, new)
     content = io.BytesIO()
@@ -181,7 +183,7 @@ def renamed(checkpoint, old, new, zipped):
     return content.getvalue()
 
 
-def test_another_pickle_protocol_is_named(released, tmp_path):
+def test_another_pickle_protocol_raises(released, tmp_path):
     checkpoint, _, _ = released()
     state = torch.load(checkpoint, weights_only=False)
     torch.save(state, tmp_path / "model.pt", pickle_protocol=4)
@@ -190,7 +192,7 @@ def test_another_pickle_protocol_is_named(released, tmp_path):
 
 
 class Touch:
-    """Creates a file when it is unpickled, by the function of this name."""
+    """Creates a file when it is unpickled, with the function of this name."""
 
     def __init__(self, path, name):
         calls = {
@@ -208,7 +210,7 @@ class Touch:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["args", "model", "extra_state"])
 @pytest.mark.parametrize("name", ["posix.system", "eval", "shutil.copyfile", "getattr"])
-def test_a_malicious_checkpoint_is_refused_by_name_and_nothing_of_it_runs(released, tmp_path, name, place, zipped):
+def test_a_malicious_checkpoint_is_rejected_and_does_not_run(released, tmp_path, name, place, zipped):
     trap, checkpoint = tmp_path / "sprung", tmp_path / "released" / "evil.pt"
     _, network, _ = released()
     content = {"args": options(network.config), "model": network.state_dict(), "extra_state": {}}
@@ -218,26 +220,26 @@ def test_a_malicious_checkpoint_is_refused_by_name_and_nothing_of_it_runs(releas
         content[place] |= {"harmless": Touch(trap, name)}
     torch.save(content, checkpoint, _use_new_zipfile_serialization=zipped)
     torch.load(checkpoint, weights_only=False)
-    assert trap.exists()  # it does work where it is let
+    assert trap.exists()  # it works if it is allowed to
     trap.unlink()
-    with pytest.raises(ValueError, match=f"evil.pt was not read, because it asks for {name}, which is not known"):
+    with pytest.raises(ValueError, match=f"evil.pt was not read, because it needs {name}, which is not known"):
         convert(checkpoint, tmp_path / "mine")
     assert not trap.exists() and not (tmp_path / "mine").exists()
 
 
-def test_options_of_an_omegaconf_configuration_are_read_without_its_classes(made, tmp_path, monkeypatch):
+def test_an_omegaconf_configuration_is_read_without_its_classes(made, tmp_path, monkeypatch):
     network, touched = made.network(encoder_ffn_dim=64, final_ctc=False), []
     assert "omegaconf" not in sys.modules
     monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
 
     def stored(name, **state):
-        """An object of a class of this name, which notes when it is unpickled."""
+        """An object of a class with this name that records when it is unpickled."""
         module, _, own = name.rpartition(".")
         if module not in sys.modules:
             monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
         if not hasattr(sys.modules[module], own):
-            noting = {"__module__": module, "__setstate__": lambda self, _: touched.append(self)}
-            setattr(sys.modules[module], own, type(own, (), noting))
+            record = {"__module__": module, "__setstate__": lambda self, _: touched.append(self)}
+            setattr(sys.modules[module], own, type(own, (), record))
         made = getattr(sys.modules[module], own)()
         made.__dict__.update(state)
         return made
@@ -266,19 +268,19 @@ def test_options_of_an_omegaconf_configuration_are_read_without_its_classes(made
         (b"", "is damaged or no checkpoint"),
         (b"PK\x03\x04 not a checkpoint", "is damaged or no checkpoint"),
         (pickle.dumps([1], protocol=2), "is damaged or no checkpoint"),
-        ({"model": {}}, "is not of a Conformer of FBK-fairseq"),
-        ({"args": argparse.Namespace(arch="wav2vec2"), "model": {}}, "is not of a Conformer of FBK-fairseq"),
-        ([1, 2], "is not of a Conformer of FBK-fairseq"),
+        ({"model": {}}, "holds no Conformer of FBK-fairseq"),
+        ({"args": argparse.Namespace(arch="wav2vec2"), "model": {}}, "holds no Conformer of FBK-fairseq"),
+        ([1, 2], "holds no Conformer of FBK-fairseq"),
     ],
 )
-def test_a_file_that_is_no_checkpoint_of_such_a_model(tmp_path, content, sentence):
+def test_a_file_that_is_not_such_a_checkpoint_raises(tmp_path, content, sentence):
     path = tmp_path / "model.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=f"model.pt {sentence}"):
         read_checkpoint(path)
 
 
-def test_what_does_not_fit_is_said_before_anything_is_written(released, tmp_path):
+def test_nothing_is_written_if_something_does_not_fit(released, tmp_path):
     checkpoint, _, pieces = released()
     folder, text = checkpoint.parent, (checkpoint.parent / "spm.txt").read_text(encoding="utf-8")
 
@@ -289,21 +291,21 @@ def test_what_does_not_fit_is_said_before_anything_is_written(released, tmp_path
         assert not list(tmp_path.glob("*mine*"))
 
     refused(
-        ValueError, f"spm.txt has {len(pieces) + 1} pieces where the model has {len(pieces)}", text + "madeupword0 1\n"
+        ValueError, f"spm.txt has {len(pieces) + 1} pieces, but the model has {len(pieces)}", text + "madeupword0 1\n"
     )
     refused(ValueError, "spm.txt has a piece twice", text.replace("▁dorme", "▁bird"))
-    refused(ValueError, "spm.txt has the piece 'zebra', which spm.model has not", text.replace("▁dorme", "zebra"))
+    refused(ValueError, "spm.txt has the piece 'zebra', but spm.model does not", text.replace("▁dorme", "zebra"))
     refused(
         ValueError,
-        "spm.txt has a line '▁dorme x' that is not a piece and a count",
+        "spm.txt has the line '▁dorme x', which is not a piece and a count",
         text.replace("▁dorme 6", "▁dorme x"),
     )
     (folder / "spm.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="spm.model or its dictionary, spm.txt or dict.txt, is not there"):
+    with pytest.raises(FileNotFoundError, match="spm.model or its dictionary, spm.txt or dict.txt, is missing"):
         convert(checkpoint, tmp_path / "mine")
     (folder / "dict.txt").write_text(text, encoding="utf-8")
     convert(checkpoint, tmp_path / "mine")
-    with pytest.raises(FileExistsError, match="mine is there already: give a new folder"):
+    with pytest.raises(FileExistsError, match="mine exists already: give a new folder"):
         convert(checkpoint, tmp_path / "mine")
     train_pieces(folder, "source")
     with pytest.raises(ValueError, match="There are 2 SentencePiece models beside .*model.pt: give the decoder's"):
@@ -313,15 +315,15 @@ def test_what_does_not_fit_is_said_before_anything_is_written(released, tmp_path
     (folder / "source.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="source.model is damaged or no SentencePiece model"):
         convert(checkpoint, tmp_path / "third", spm=folder / "source.model")
-    with pytest.raises(ValueError, match="dict.txt has tags of it, en only: leave --language out"):
+    with pytest.raises(ValueError, match="dict.txt has tags only for it, en: leave out --language"):
         convert(checkpoint, tmp_path / "third", spm=folder / "spm.model", language="fr")
 
 
-def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch):
+def test_the_command_reports_errors_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fairseq", str(tmp_path / "no.pt"), str(tmp_path / "mine")])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == f"There is no checkpoint {tmp_path / 'no.pt'}: check the path."
     (tmp_path / "no.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="no.pt is a checkpoint: make a folder of it with `python -m xattn.models.fa"):
+    with pytest.raises(ValueError, match="no.pt is a checkpoint file: convert it with `python -m xattn.models.conv"):
         load_model(tmp_path / "no.pt")

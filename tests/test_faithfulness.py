@@ -1,4 +1,4 @@
-"""Deletion, insertion and size against hand-worked cases; the reference's own numbers are in test_golden.py."""
+"""Deletion, insertion and size against cases worked out by hand; the reference's own numbers are in test_golden.py."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xattn import store
-from xattn.faithfulness import (
+from xattn.analysis.faithfulness import (
     METRICS,
     PERCENT,
     area,
@@ -17,15 +17,15 @@ from xattn.faithfulness import (
     sentence_maps,
     size,
     sizes,
-    spread,
 )
+from xattn.explain import Occlusion, explain
 
 
-def test_equal_cells_rank_by_their_place():
+def test_equal_cells_rank_by_position():
     assert ranking(np.array([[2.0, 1.0], [1.0, 3.0]])).tolist() == [1, 2, 0, 3]
 
 
-def test_deletion_takes_the_top_cells_and_insertion_leaves_them():
+def test_deletion_removes_the_top_cells_and_insertion_keeps_them():
     features = torch.arange(1.0, 21.0).view(4, 5)
     order = ranking(features.numpy())
     deleted, inserted = masked_inputs(features, order), masked_inputs(features, order, insertion=True)
@@ -37,21 +37,12 @@ def test_deletion_takes_the_top_cells_and_insertion_leaves_them():
     assert torch.equal(features, torch.arange(1.0, 21.0).view(4, 5))
 
 
-def test_a_map_on_steps_spreads_over_frames_and_bands():
-    steps = np.array([[1.0, 2.0, 3.0]])
-    cells = spread(steps, frames=10, mels=2, window=4)
-    assert cells.shape == (1, 10, 2)
-    assert cells[0, :, 1].tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
-    cells = spread(steps, frames=12, mels=2, window=4, lead=2)
-    assert cells[0, :, 1].tolist() == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3]
-
-
 def test_areas_of_known_curves():
     assert area(np.full(21, 100.0)) == pytest.approx(100.0)
     assert area(PERCENT.astype(float)) == pytest.approx(50.0)
 
 
-def test_the_two_caps_differ_where_an_output_runs_on():
+def test_the_two_caps_differ_for_an_output_that_is_too_long():
     references, hypotheses = ["a b", "c d"], ["a b", "x x x x x x"]
     assert METRICS["corpus-capped WER"](references, hypotheses) == 100.0  # 6 edits, 4 words
     assert METRICS["utterance-capped WER"](references, hypotheses) == 50.0
@@ -59,7 +50,7 @@ def test_the_two_caps_differ_where_an_output_runs_on():
     assert METRICS["corpus-capped WER"]([""], [""]) == 0.0
 
 
-def test_areas_score_each_map_and_bound_them():
+def test_every_map_gets_an_area_with_its_interval():
     rows = []
     for utterance in range(4):
         for kind, broken_from in (("early", 10), ("late", 90)):
@@ -78,7 +69,7 @@ def test_areas_score_each_map_and_bound_them():
     assert points.query("map == 'early' and percent == 10").score.item() == 100.0
 
 
-def test_a_difference_of_areas_is_that_of_the_same_utterances():
+def test_areas_are_subtracted_within_the_same_resamples():
     rows = []
     for utterance, level in enumerate((0, 40, 80)):  # hard and easy utterances, one map 5 % ahead in each
         for kind, broken_from in (("ahead", level + 5), ("behind", level + 10)):
@@ -93,7 +84,7 @@ def test_a_difference_of_areas_is_that_of_the_same_utterances():
     assert difference.low == pytest.approx(5.0) == pytest.approx(difference.high)
 
 
-def test_sentence_maps_are_those_asked_for(made):
+def test_sentence_maps_of_every_kind(made):
     maps = made.maps()
     kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "random", "random steps"]
     found = sentence_maps(maps, kinds)
@@ -106,14 +97,13 @@ def test_sentence_maps_are_those_asked_for(made):
     for kind in ("random", "random steps"):
         assert np.array_equal(found[kind], sentence_maps(maps, [kind])[kind])
     assert len(np.unique(found["random steps"])) == maps.sizes["step"]
-    with pytest.raises(ValueError, match="no map 'loud'"):
+    with pytest.raises(ValueError, match="There is no map 'loud': choose CA, SM"):
         sentence_maps(maps, ["loud"])
 
 
-def test_curves_are_decoded_once(model, utterances, tmp_path, monkeypatch):
-    from xattn.explain import explain
-
-    maps = explain(model, utterances[0], input_masks=6, encoder_masks=6).assign_attrs({store.KEY: "k"})
+def test_outputs_are_decoded_once(model, utterances, tmp_path, monkeypatch):
+    occlusion = Occlusion(input_masks=6, encoder_masks=6)
+    maps = explain(model, utterances[0], occlusion=occlusion, progress=False).assign_attrs({store.KEY: "k"})
     curves = deletion_curves(model, [maps], ["CA", "random"], tmp_path)
     assert len(curves) == 2 * len(PERCENT)
     whole = curves[curves.percent == 0].hypothesis

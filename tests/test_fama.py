@@ -11,16 +11,17 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import Speech2TextFeatureExtractor, Speech2TextTokenizer
 
-from xattn import explain
-from xattn.models import folder_hash, load_model
+from xattn import Occlusion, explain
+from xattn.analysis.quality import transcribe
+from xattn.models import load_model
 from xattn.models.conformer import ConformerForConditionalGeneration
 from xattn.models.fama import configuration, conformer
-from xattn.quality import transcribe
+from xattn.models.weights import folder_hash
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# As in https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes;
-# the rest as transformers' Speech2Text models have it.
+# From https://huggingface.co/FBK-MT/fama-medium/blob/main/config.json up to max_target_positions, with small sizes; the
+# rest from transformers' Speech2Text models.
 CONFIGURATION = {
     "activation_dropout": 0.1,
     "activation_function": "relu",
@@ -76,7 +77,7 @@ def tiny(made, **changes):
 
 
 def write_published(folder, network, vocabulary, **configuration):
-    """Write a network as a folder of the hub."""
+    """Write a network as a folder like those on the hub."""
     folder.mkdir(parents=True)
     for file in ("sentencepiece.bpe.model", "vocab.json"):
         shutil.copy(vocabulary / file, folder)
@@ -90,7 +91,7 @@ def write_published(folder, network, vocabulary, **configuration):
 
 @pytest.fixture
 def published(made, vocabulary, tmp_path):
-    """A maker of a folder as the hub has it."""
+    """A function that makes a folder like those on the hub."""
 
     def make(network=None, name=COMMIT, **configuration):
         return write_published(tmp_path / name, network or tiny(made), vocabulary, **configuration)
@@ -107,7 +108,7 @@ def logits(network):
         return network(features(50)[None], decoder_input_ids=torch.tensor([[2, 4, 9, 8]]), use_cache=False).logits
 
 
-def test_a_folder_of_the_hub_is_the_network_that_it_was_made_of(made, published):
+def test_a_folder_from_the_hub_gives_the_network_it_was_made_from(made, published):
     network = tiny(made)
     model = load_model(published(network))
     assert torch.equal(logits(model.network), logits(network))
@@ -117,7 +118,7 @@ def test_a_folder_of_the_hub_is_the_network_that_it_was_made_of(made, published)
 
 
 def fused(weights, module, ours, joint):
-    """Projections of a module, `ours` among its names, joined into one as `joint` names it."""
+    """Join the projections `ours` of a module into one called `joint`."""
     for kind in ("weight", "bias"):
         parts = [weights.pop(f"{module}.{each}_proj.{kind}") for each in ours]
         weights[f"{module}.{joint}{kind}"] = torch.cat(parts)
@@ -150,7 +151,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_weights_are_found_under_every_name_that_they_have(made, layout):
+def test_weights_are_found_under_all_their_names(made, layout):
     network = tiny(made)
     weights = LAYOUTS[layout](dict(network.state_dict()))
     read = conformer(CONFIGURATION, weights, Path("here"))
@@ -160,8 +161,8 @@ def test_weights_are_found_under_every_name_that_they_have(made, layout):
 
 
 @pytest.mark.parametrize(("name", "layers", "millions"), [("small", (12, 6), 474), ("medium", (24, 12), 878)])
-def test_sizes_are_those_of_the_paper(name, layers, millions):
-    """Of the paper's table of models; they count both CTC heads, of which the second is left out here."""
+def test_model_sizes_equal_the_paper_s(name, layers, millions):
+    """The paper's table counts both CTC heads; the second one is not built here."""
     size = {"d_model": 1024, "decoder_ffn_dim": 4096, "conv_channels": 1024, "vocab_size": 16000}
     heads = {"encoder_attention_heads": 16, "decoder_attention_heads": 16, "max_target_positions": 512}
     depth = dict(zip(("encoder_layers", "decoder_layers"), layers, strict=True))
@@ -172,20 +173,20 @@ def test_sizes_are_those_of_the_paper(name, layers, millions):
     assert (sum(value.numel() for value in network.parameters()) + head) // 10**6 == millions
 
 
-@pytest.mark.parametrize("there", ["decoder.embed_tokens.weight", "decoder.output_projection.weight"])
-@pytest.mark.parametrize("said", [True, False])
-def test_shared_embeddings_may_be_stored_once(made, there, said):
+@pytest.mark.parametrize("stored", ["decoder.embed_tokens.weight", "decoder.output_projection.weight"])
+@pytest.mark.parametrize("stated", [True, False])
+def test_shared_embeddings_can_be_stored_once(made, stored, stated):
     network = tiny(made, tie_word_embeddings=True)
     weights = dict(network.state_dict())
     both = {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
     assert torch.equal(*(weights[name] for name in both))
-    del weights[(both - {there}).pop()]
+    del weights[(both - {stored}).pop()]
     options = {name: value for name, value in CONFIGURATION.items() if name != "tie_word_embeddings"}
-    read = conformer(options | ({"tie_word_embeddings": True} if said else {}), weights, Path("here"))
+    read = conformer(options | ({"tie_word_embeddings": True} if stated else {}), weights, Path("here"))
     assert read.config.tie_word_embeddings and torch.equal(logits(read), logits(network))
 
 
-def test_a_ctc_head_of_another_vocabulary(made):
+def test_a_ctc_head_can_have_another_vocabulary(made):
     network = tiny(made, ctc_encoder_layer=2, ctc_vocab_size=7)
     read = conformer(CONFIGURATION | {"ctc_encoder_layer": 2}, network.state_dict(), Path("here"))
     hidden = read.encoder(features(30)[None]).hidden_states
@@ -193,7 +194,7 @@ def test_a_ctc_head_of_another_vocabulary(made):
     assert head.shape == (1, 8, 7) and torch.equal(head, network.encoder.ctc_fc(hidden[1]))
 
 
-def test_all_weights_that_do_not_fit_are_in_one_sentence(made):
+def test_one_sentence_lists_all_weights_that_do_not_fit(made):
     weights = dict(tiny(made).state_dict())
     weights["model.decoder.layer_norm.bias"] = weights["decoder.layer_norm.bias"]
     weights["encoder.conformer_layers.2.layernorm.bias"] = torch.zeros(16)
@@ -203,31 +204,33 @@ def test_all_weights_that_do_not_fit_are_in_one_sentence(made):
     with pytest.raises(ValueError) as error:
         conformer(CONFIGURATION, weights, Path("here"))
     assert str(error.value) == (
-        "The weights in here do not fit its configuration (model.decoder.layer_norm.bias is the same as "
+        "The weights in here do not fit its configuration (model.decoder.layer_norm.bias repeats "
         "decoder.layer_norm.bias; decoder.layers.1.fc1.bias is [33] and not [32]; "
-        "encoder.conformer_layers.2.layernorm.bias has no place; encoder.auxiliary.weight has no place; "
-        "decoder.ctc_fc.bias has no place; "
+        "encoder.conformer_layers.2.layernorm.bias is unknown; encoder.auxiliary.weight is unknown; "
+        "decoder.ctc_fc.bias is unknown; "
         "encoder.conformer_layers.0.attention.attention.u_bias is missing; decoder.layers.0.fc2.bias is missing): "
-        "fetch it again."
+        "download it again."
     )
 
 
-def test_embeddings_that_are_said_to_be_shared_and_differ(made):
+def test_shared_embeddings_that_differ_raise(made):
     weights = tiny(made).state_dict()
-    with pytest.raises(ValueError, match="decoder.embed_tokens.weight and decoder.output_projection.weight differ"):
+    with pytest.raises(
+        ValueError, match="decoder.embed_tokens.weight and decoder.output_projection.weight should be equal"
+    ):
         conformer(CONFIGURATION | {"tie_word_embeddings": True}, weights, Path("here"))
     del weights["decoder.output_projection.weight"]
     with pytest.raises(ValueError, match=r"\(decoder.output_projection.weight is missing\)"):
         conformer(CONFIGURATION, weights, Path("here"))
 
 
-def test_options_that_the_kit_does_not_have_are_in_one_sentence(made):
+def test_one_sentence_lists_all_unsupported_options(made):
     options = CONFIGURATION | {"ctc_compress_strategy": "avg", "conv_expansion_factor": 4, "distance_penalty": "log"}
     del options["d_model"]
     with pytest.raises(ValueError) as error:
         conformer(options, tiny(made).state_dict(), Path("here"))
     assert str(error.value) == (
-        "The configuration in here is of no Conformer that the kit can build (d_model is missing; "
+        "The configuration in here describes no Conformer that the kit can build (d_model is missing; "
         "conv_expansion_factor is 4 and not 2; ctc_compress_strategy is 'avg' and not 'none'; "
         "distance_penalty is 'log' and not False): give another model."
     )
@@ -244,21 +247,22 @@ def test_options_that_the_kit_does_not_have_are_in_one_sentence(made):
         ({"activation_function": "swoosh"}, "swoosh"),
     ],
 )
-def test_options_of_another_kind_end_in_one_sentence(published, options, reason):
+def test_options_of_a_wrong_type_raise(published, options, reason):
     with pytest.raises(
-        ValueError, match=f"The configuration in .* is of no Conformer .*{reason}.*: give another model"
+        ValueError, match=f"The configuration in .* describes no Conformer .*{reason}.*: give another model"
     ) as error:
         load_model(published(**options))
     assert "\n" not in str(error.value)
 
 
-def test_pieces_and_text_are_those_of_the_tokenizer_it_was_published_with(published):
+def test_pieces_and_text_equal_those_of_the_published_tokenizer(published):
     folder = published()
     model = load_model(folder)
     tokenizer = Speech2TextTokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
     ids = tokenizer("the dog sì lo è").input_ids
     assert len(set(ids)) > 5 and ids[-1] == 2
     assert model.tokens(torch.tensor(ids)) == tokenizer.convert_ids_to_tokens(ids)
+    assert model.token_ids("the dog sì lo è").tolist() == ids
     prompts = {language: model.prompt(language) for language in ("en", "it")}
     assert sorted(model.languages) == ["en", "it"]
     for language, prompt in prompts.items():
@@ -267,19 +271,19 @@ def test_pieces_and_text_are_those_of_the_tokenizer_it_was_published_with(publis
         assert tokenizer.decode(ids, skip_special_tokens=True) == "the dog sì lo è"
 
 
-def test_a_vocabulary_may_lack_the_blank_and_nothing_else(made, published):
+def test_a_vocabulary_can_lack_only_the_blank(made, published):
     model = load_model(published(tiny(made, vocab_size=41), "more"))
     assert model.tokens(torch.tensor([39, 40]))[1] == "<ctc_blank>"
-    with pytest.raises(ValueError, match="vocab.json has 40 pieces where the model has 43: give the model's own"):
+    with pytest.raises(ValueError, match="vocab.json has 40 pieces, but the model has 43: give the model's own"):
         load_model(published(tiny(made, vocab_size=43), "many"))
     folder = published(name="gap")
     ids = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(ids | {max(ids, key=ids.get): 99}))
-    with pytest.raises(ValueError, match="vocab.json does not give its 40 pieces the ids from 0 on"):
+    with pytest.raises(ValueError, match="vocab.json does not number its 40 pieces from 0: download it again"):
         load_model(folder)
 
 
-def test_features_are_those_that_it_was_trained_on(published):
+def test_features_equal_those_of_its_feature_extractor(published):
     """preprocessor_config.json: Speech2TextFeatureExtractor, 80 bands, means and variances normalised."""
     time = np.arange(24000) / 16000
     noise = np.random.default_rng(0).standard_normal(time.size)
@@ -289,30 +293,31 @@ def test_features_are_those_that_it_was_trained_on(published):
     np.testing.assert_allclose(load_model(published()).features(audio), expected, atol=2e-3)
 
 
-def test_every_map_of_a_recording_has_a_row_a_token_after_the_prompt(published, utterances):
+def test_maps_have_one_row_for_each_token_after_the_prompt(published, utterances):
     model = load_model(published())
-    maps = explain(model, utterances[0], target="it", input_masks=6, encoder_masks=6)
-    ids = model.generate(model.features(utterances[0].audio())[None], "it")[0]
+    occlusion = Occlusion(input_masks=6, encoder_masks=6)
+    maps = explain(model, utterances[0], translate_to="it", occlusion=occlusion, progress=False)
+    ids = model.generate(model.features(utterances[0].audio())[None], "en-it")[0]
     assert maps.token.values.tolist() == model.tokens(ids) and maps.token.values[-1] == "</s>"
     assert maps.input_saliency.sizes["token"] == maps.cross_attention.sizes["token"] == len(ids) > 1
     np.testing.assert_allclose(maps.cross_attention.sum("step"), 1, atol=1e-5)
 
 
-def test_files_that_are_missing_or_damaged(published):
+def test_missing_or_damaged_files_raise(published):
     folder = published()
     (folder / "model.safetensors").rename(folder / "weights")
     (folder / "vocab.json").unlink()
-    with pytest.raises(FileNotFoundError, match=f"{COMMIT} has no vocab.json, .*safetensors: fetch it again"):
+    with pytest.raises(FileNotFoundError, match=f"{COMMIT} has no vocab.json, .*safetensors: download it again"):
         load_model(folder)
     shutil.copy(published(name="other") / "vocab.json", folder)
     for name, sentence in (
-        ("vocab.json", "no JSON object of pieces"),
+        ("vocab.json", "not a JSON object of pieces"),
         ("sentencepiece.bpe.model", "damaged or no Sent"),
     ):
         whole = (folder / name).read_bytes()
         (folder / name).write_text("{")
         (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes())
-        with pytest.raises(ValueError, match=f"{name} is {sentence}.*: fetch it again"):
+        with pytest.raises(ValueError, match=f"{name} is {sentence}.*: download it again"):
             load_model(folder)
         (folder / name).write_bytes(whole)
     (folder / "model.safetensors").write_bytes((folder / "weights").read_bytes()[:500])
@@ -320,7 +325,7 @@ def test_files_that_are_missing_or_damaged(published):
         load_model(folder)
 
 
-def test_weights_in_several_files_are_the_same_model(published):
+def test_weights_in_several_files_give_the_same_model(published):
     folder = published()
     one = load_model(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -335,15 +340,15 @@ def test_weights_in_several_files_are_the_same_model(published):
     assert folder_hash(folder) != one.weights_hash
 
 
-def test_a_hub_id_is_fetched_at_its_revision_and_remembered_with_its_commit(published, monkeypatch):
+def test_a_hub_model_is_downloaded_at_its_revision_and_records_its_commit(published, monkeypatch):
     folder, calls = published(), []
 
     def snapshot_download(name, revision, allow_patterns):
         calls.append((name, revision))
-        fetched = huggingface_hub.utils.filter_repo_objects
+        downloaded = huggingface_hub.utils.filter_repo_objects
         code = ["config.json", "conformer_model.py", "pytorch_model.bin", "model.pt", "model.safetensors", "vocab.json"]
         kept = ["config.json", "model.safetensors", "vocab.json"]
-        assert list(fetched(code, allow_patterns=allow_patterns)) == kept
+        assert list(downloaded(code, allow_patterns=allow_patterns)) == kept
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -355,8 +360,8 @@ def test_a_hub_id_is_fetched_at_its_revision_and_remembered_with_its_commit(publ
     assert calls == [("FBK-MT/fama-small", "main"), ("FBK-MT/fama-small", COMMIT)]
 
 
-def test_nothing_is_fetched_for_what_is_no_hub_id(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+def test_nothing_is_downloaded_for_other_names(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("downloaded"))
     monkeypatch.chdir(tmp_path)
     published(name="here")
     (tmp_path / "FBK-MT").mkdir()
@@ -367,7 +372,7 @@ def test_nothing_is_fetched_for_what_is_no_hub_id(published, tmp_path, monkeypat
             load_model(name)
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+def test_an_unreachable_hub_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("FBK-MT/fama-small@main", "FBK-MT/fama-small"):
@@ -375,9 +380,9 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
             load_model(name)
         assert isinstance(error.value.__cause__, LocalEntryNotFoundError)
         sentence = (
-            "There is no model folder FBK-MT/fama-small, and the Hugging Face hub does not give it at revision main"
+            "There is no model folder FBK-MT/fama-small, and the Hugging Face hub does not provide it at revision"
         )
-        assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+        assert str(error.value).startswith(f"{sentence} main") and "\n" not in str(error.value)
         assert str(error.value).endswith("check the name and the network, or give a local folder.")
 
 
@@ -385,7 +390,7 @@ SPECIAL = ("<unk>", "<pad>", "<s>", "<ctc_blank>", "<lang:it>", "<lang:en>")
 
 
 @pytest.mark.parametrize("piece", SPECIAL)
-def test_no_special_token_but_the_last_is_written_however_likely(made, published, piece):
+def test_special_tokens_are_never_written_except_the_last_one(made, published, piece):
     model = load_model(published(tiny(made, vocab_size=41)))
     pieces = model.tokens(torch.arange(41))
     token, special = pieces.index(piece), [pieces.index(each) for each in SPECIAL]
@@ -400,7 +405,7 @@ def test_no_special_token_but_the_last_is_written_however_likely(made, published
         assert not {token, *special} & set(ids[:-1].tolist())
 
 
-def test_a_model_that_does_not_start_with_its_end_searches_as_before(model):
+def test_a_model_that_does_not_start_with_eos_suppresses_no_tokens(model):
     assert model.network.generation_config.suppress_tokens is None
 
 
@@ -417,12 +422,12 @@ def test_texts_of_an_unsafe_model_do_not_depend_on_the_batch(made, published, mo
     monkeypatch.setattr(model, "padding_safe", False)
     calls, generate = [], model.generate
 
-    def noting(batch, language, mask):
+    def record(batch, language, mask):
         calls.append(batch.shape[:2])
         assert mask.all()
         return generate(batch, language, mask)
 
-    monkeypatch.setattr(model, "generate", noting)
+    monkeypatch.setattr(model, "generate", record)
     assert transcribe(model, inputs, "en") == alone
     assert sorted(calls) == [(1, 34), (2, 57), (3, 90)]
     calls.clear()
@@ -430,7 +435,7 @@ def test_texts_of_an_unsafe_model_do_not_depend_on_the_batch(made, published, mo
     assert sorted(calls) == [(1, 34), (1, 90), (2, 57), (2, 90)]
 
 
-def test_padding_is_refused_where_it_would_change_the_output(published):
+def test_padding_that_would_change_the_output_raises(published):
     model = load_model(published())
     padded = torch.nn.utils.rnn.pad_sequence([features(90), features(40, 1)], batch_first=True)
     mask = (torch.arange(90) < torch.tensor([[90], [40]])).long()

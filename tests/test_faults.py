@@ -1,4 +1,4 @@
-"""A run that is killed loses nothing, and several at once do no harm; `make faults` does it at length."""
+"""Killed runs, concurrent runs and a full disk; `make faults` tests kills of a whole profile."""
 
 import os
 import random
@@ -12,19 +12,20 @@ import pytest
 import xarray as xr
 
 from benchmarks.faults import kill_all
-from xattn import store
+from xattn import explain_corpus, load_maps
+from xattn.explain import Occlusion
 
 RUN = """
 import sys
 from pathlib import Path
-import xattn, xattn.occlusion
-from xattn.explain import Occlusion
-from xattn.runs import explain_corpus
-xattn.occlusion.CHECKPOINT_SECONDS = 0.1
+import xattn
+import xattn.attribution.occlusion
+xattn.attribution.occlusion.CHECKPOINT_SECONDS = 0.1
 model, corpus, folder = sys.argv[1:]
 model, utterances = xattn.load_model(model), xattn.load_corpus(corpus, language="en", split="test")
 print("ready", flush=True)
-explain_corpus(model, utterances, ["en", "en-it"], Path(folder), Occlusion(600, 600, batch_size=8, precision="float32"))
+occlusion = xattn.Occlusion(600, 600, batch_size=8, precision="float32")
+xattn.explain_corpus(model, utterances, Path(folder), translate_to=["en", "it"], occlusion=occlusion)
 """
 
 
@@ -41,12 +42,12 @@ def start(tiny_folder, corpus_folder):
 def stored(folder):
     return [
         maps.assign_attrs(seconds=None)
-        for setting in ("en", "en-it")
-        for maps in store.load_all(folder, "tiny", setting)
+        for direction in ("en", "en-it")
+        for maps in load_maps(folder, "tiny", direction)
     ]
 
 
-def test_kills_at_random_moments_lose_nothing(start, tmp_path):
+def test_kills_at_random_moments_lose_no_maps(start, tmp_path):
     assert start(tmp_path / "whole").wait() == 0
     moments, folder, resumed = random.Random(0), tmp_path / "killed", 0
     for _ in range(3):
@@ -69,7 +70,7 @@ def test_kills_at_random_moments_lose_nothing(start, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_kill_reaches_kernels_in_sessions_of_their_own():
+def test_kill_all_reaches_processes_in_other_sessions():
     kernel = "import time; time.sleep(60)"
     parent = f"""
 import subprocess, sys
@@ -81,26 +82,23 @@ print(subprocess.Popen([sys.executable, "-c", {kernel!r}], start_new_session=Tru
     assert (child / "cmdline").read_text().count("time.sleep") == 1
     kill_all(process.pid)
     assert process.wait() == -signal.SIGKILL
-    for _ in range(100):  # until whoever inherits it has noticed
+    for _ in range(100):  # until its new parent collects it
         if not child.exists() or (child / "stat").read_text().split()[2] == "Z":
             return
         time.sleep(0.01)
-    pytest.fail("the kernel lives on")
+    pytest.fail("the kernel is still running")
 
 
-def test_two_runs_at_once_end_in_the_same_maps(start, tmp_path):
+def test_two_concurrent_runs_write_the_same_maps(start, tmp_path):
     processes = [start(tmp_path) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0], processes[0].stderr.read() + processes[1].stderr.read()
     assert len(stored(tmp_path)) == 4
     assert not [path for path in tmp_path.rglob(".*")]
 
 
-def test_a_full_disk_ends_in_one_sentence_and_leaves_finished_work(model, utterances, tmp_path, monkeypatch):
-    from xattn.explain import Occlusion
-    from xattn.runs import explain_corpus
-
+def test_full_disk_is_reported_and_keeps_finished_maps(model, utterances, tmp_path, monkeypatch):
     occlusion = Occlusion(6, 6, precision="float32")
-    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+    explain_corpus(model, utterances[:1], tmp_path, occlusion=occlusion)
     write = xr.Dataset.to_zarr
 
     def full(self, *arguments, **keywords):
@@ -109,9 +107,9 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_finished_work(model, uttera
 
     with monkeypatch.context() as patch:
         patch.setattr(xr.Dataset, "to_zarr", full)
-        with pytest.raises(OSError, match=r"could not be written \(No space left on device\): make room and run"):
-            explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
-    assert [maps.utterance for maps in store.load_all(tmp_path, "tiny", "en")] == ["en-test-0"]
+        with pytest.raises(OSError, match=r"could not be written \(No space left on device\): make room and make the"):
+            explain_corpus(model, utterances, tmp_path, occlusion=occlusion)
+    assert [maps.utterance for maps in load_maps(tmp_path, "tiny", "en")] == ["en-test-0"]
     assert not list(tmp_path.rglob(".*.zarr"))
-    explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
-    assert len(list(store.load_all(tmp_path, "tiny", "en"))) == 2
+    explain_corpus(model, utterances, tmp_path, occlusion=occlusion)
+    assert len(list(load_maps(tmp_path, "tiny", "en"))) == 2

@@ -4,13 +4,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import zscore
 
-from xattn.attention import MEAN
-from xattn.corpus import Word
-from xattn.figures import SATURATION, coverage, heads_and_layers, heatmaps, intervals, layer_lines, save, superpixels
+from xattn.data.utterance import Word
+from xattn.figures import SATURATION, heatmaps, save, superpixels
 
 WORDS = (Word("the", 0.0, 0.05), Word("dog", 0.05, 0.12), Word("sleeps", 0.12, 0.2))
 
@@ -25,39 +23,14 @@ def closed():
     plt.close("all")
 
 
-def correlations(seed=0):
-    rng = np.random.default_rng(seed)
-    labels = [(layer, head) for layer in (1, 2, 10, MEAN) for head in (1, 2, 3, MEAN)]
-    rows = [(source, *label, rng.uniform(-0.1, 0.7)) for source in ("input", "encoder") for label in labels]
-    table = pd.DataFrame(rows, columns=["source", "layer", "head", "rho"]).sample(frac=1, random_state=seed)
-    return table.assign(low=table.rho - 0.1, high=table.rho + 0.1)
-
-
-def long_table():
-    """Two models of unequal depth, two settings of the second, and a quantity that one setting lacks."""
-    rows = []
-    for model, setting, layers in (("base", "en", 2), ("small", "en", 3), ("small", "en-it", 3)):
-        rows += [(model, setting, "rho", layer, 0.1 * layer) for layer in range(1, layers + 1)]
-        rows.append((model, setting, "rho", MEAN, 0.4))
-        rows.append((model, setting, "BLEU" if "-" in setting else "WER", MEAN, 50.0))
-    table = pd.DataFrame(rows, columns=["model", "setting", "quantity", "layer", "value"])
-    return table.assign(low=table.value - 0.05, high=table.value + 0.05, n=16)
-
-
 FIGURES = {
     "heatmaps": lambda made: heatmaps(made.maps(), WORDS),
-    "heads_and_layers": lambda made: heads_and_layers(correlations(), "tiny, en"),
-    "coverage": lambda made: coverage(),
     "superpixels": lambda made: superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES}),
-    "intervals": lambda made: intervals(long_table(), ["model", "setting"], "quantity", "made"),
-    "layer_lines": lambda made: layer_lines(
-        long_table().query("quantity == 'rho'").rename(columns={"value": "rho"}), "made"
-    ),
 }
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_files_are_written_alike_each_time(made, tmp_path, name):
+def test_files_have_the_same_bytes_each_time(made, tmp_path, name):
     for stem in ("first", "second"):
         save(FIGURES[name](made), tmp_path / stem, formats=("png", "svg"))
     assert plt.get_fignums() == []
@@ -68,18 +41,18 @@ def test_files_are_written_alike_each_time(made, tmp_path, name):
     assert len(plt.imread(tmp_path / "first.png")) > 300
 
 
-def test_only_the_formats_asked_for_are_written(tmp_path):
-    save(coverage(), tmp_path / "fig1")
-    assert [path.name for path in tmp_path.iterdir()] == ["fig1.png"]
+def test_only_the_requested_formats_are_written(tmp_path):
+    save(superpixels(SPECTROGRAM, {"one": HALVES}), tmp_path / "deep" / "fig")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["fig.png"]
 
 
 def panels(figure):
-    """Axes of the spectrograms and of the maps, from left to right."""
+    """The axes of the spectrograms and those of the maps, from left to right."""
     return figure.axes[:3], figure.axes[3:6]
 
 
 def steps_of(maps):
-    """SM^X of the spoken tokens as it is correlated: z-score of a token's map, then the maximum of each step."""
+    """SM^X as it is correlated: z-scores of each token's map, then the maximum of each step."""
     saliency = maps.input_saliency.values[:-1]
     normalised = zscore(saliency.reshape(len(saliency), -1), axis=1, ddof=1).reshape(saliency.shape)
     return np.stack([normalised[:, 4 * step : 4 * step + 4].max(axis=(1, 2)) for step in range(6)], axis=1)
@@ -92,7 +65,7 @@ def test_panels_show_the_normalised_maps(made):
     expected = (zscore(attention, axis=0, ddof=1), steps_of(maps), maps.encoder_saliency.values[:-1])
     for axes, values in zip(maps_axes, expected, strict=True):
         (image,) = axes.images
-        # The rows of every panel are drawn in their own standard deviations.
+        # Every row is drawn in its own standard deviations.
         np.testing.assert_allclose(image.get_array(), zscore(values, axis=1, ddof=1), rtol=1e-4, atol=1e-5)
         assert image.get_clim() == (0, SATURATION)
         assert image.get_extent() == pytest.approx((0.0075, 0.2475, 3.5, -0.5))  # six steps of 40 ms
@@ -102,13 +75,13 @@ def test_panels_show_the_normalised_maps(made):
         assert image.get_extent() == pytest.approx((0.0075, 0.2275, 0, 8)) and image.origin == "lower"
 
 
-def test_the_reduction_is_the_one_asked_for(made):
+def test_the_reduction_can_be_chosen(made):
     maps = made.maps()
     shown = [panels(heatmaps(maps, reduction=how))[1][1].images[0].get_array() for how in ("2d_max", "2d_avg")]
     assert np.abs(shown[0] - shown[1]).max() > 0.1
 
 
-def test_labels_are_the_tokens_and_the_words(made):
+def test_tokens_and_words_are_the_labels(made):
     figure = heatmaps(made.maps(), WORDS)
     spectrograms, maps_axes = panels(figure)
     assert [label.get_text() for label in maps_axes[0].get_yticklabels()] == ["▁the", "▁dog", "▁sleep", "s"]
@@ -129,7 +102,7 @@ def test_labels_are_the_tokens_and_the_words(made):
     assert not panels(heatmaps(made.maps()))[0][0].texts
 
 
-def test_what_maps_of_other_tools_lack_is_left_out(made):
+def test_maps_without_encoder_saliency_and_spectrogram_are_drawn(made):
     maps = made.maps()
     whole, bare = heatmaps(maps), heatmaps(maps.drop_vars(["features", "encoder_saliency"]), WORDS)
     *axes, bar = bare.axes
@@ -137,59 +110,64 @@ def test_what_maps_of_other_tools_lack_is_left_out(made):
     for axis, expected in zip(axes, panels(whole)[1], strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), expected.images[0].get_array())
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["▁the", "▁dog", "▁sleep", "s"]
-    table = correlations().query("source == 'input'")
-    assert [axis.get_title() for axis in heads_and_layers(table, "tiny").axes if axis.get_title()] == [
-        "$\\rho$(CA, SM$^X$)"
-    ]
 
 
-def test_numbers_of_a_table_are_where_they_belong():
-    table = correlations()
-    figure = heads_and_layers(table, "tiny, en")
-    assert figure.get_suptitle() == "tiny, en"
-    rho = table.set_index(["source", "layer", "head"]).rho
-    for axes, source in zip(figure.axes[:2], ("input", "encoder"), strict=True):
-        rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-        columns = [label.get_text() for label in axes.get_xticklabels()]
-        assert (rows, columns) == (["1", "2", "10", "mean"], ["1", "2", "3", "mean"])
-        assert len(axes.texts) == 16
-        for text in axes.texts:
-            x, y = (int(place) for place in text.get_position())
-            label = tuple(int(name) if name != MEAN else name for name in (rows[y], columns[x]))
-            value = rho[(source, *label)]
-            assert text.get_text() == f"{value:z.2f}\n{value - 0.1:z.2f} to {value + 0.1:z.2f}"
-    assert "X" in figure.axes[0].get_title() and "H" in figure.axes[1].get_title()
-    table.loc[table.index[0], "rho"] = np.nan
-    assert sum(len(axes.texts) for axes in heads_and_layers(table, "tiny, en").axes[:2]) == 31
-    table = correlations()
-    colours = [axes.collections[0].get_clim() for axes in figure.axes[:2]]
-    assert colours[0] == colours[1] == (min(0, table.rho.min()), table.rho.max())
+def test_the_title_names_the_selection(made):
+    maps = made.maps()
+    for selected, title in (
+        (maps, ""),
+        (maps.sel(layer=2), ", layer 2"),
+        (maps.isel(head=[0, 2]), ", heads 1, 3"),
+        (maps.sel(layer=1, head=2), ", layer 1, head 2"),
+        (maps.isel(time=slice(4, 12)), ", 0.05 to 0.13 s"),
+        (maps.isel(token=[1, 2]), ""),
+        (maps.sel(layer=[1, 2]), ""),
+    ):
+        assert heatmaps(selected).get_suptitle() == f"tiny, en, made-1{title}"
 
 
-def test_intervals_are_drawn_where_they_belong():
-    table = long_table().query("layer == 'mean'")
-    figure = intervals(table, ["model", "setting"], "quantity", "made", {"rho": "correlation"})
-    assert figure.get_suptitle() == "made (n utterances; bars: 95 % intervals)"
-    used = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in used] == ["correlation", "WER", "BLEU"]
-    assert {axes.get_xlabel() for axes in used} == {"n = 16"}
-    labels = [[label.get_text() for label in axes.get_yticklabels()] for axes in used]
-    assert labels == [["base en", "small en", "small en-it"], ["base en", "small en"], ["small en-it"]]
-    for axes, value in zip(used, (0.4, 50.0, 50.0), strict=True):
-        assert axes.lines[0].get_xdata().tolist() == [value] * len(axes.get_yticklabels())
-        np.testing.assert_allclose(axes.collections[0].get_segments()[0][:, 0], [value - 0.05, value + 0.05])
-        assert {text.get_text() for text in axes.texts} == {"0.400" if value < 1 else "50.0"}
+def test_selected_layers_and_heads_are_drawn(made):
+    maps = made.maps()
+    attention = maps.cross_attention.values[:, :, :-1].astype(np.float64)
+    for selected, values in (
+        (maps.sel(layer=2), attention[1].mean(axis=0)),
+        (maps.sel(layer=2, head=[3]), attention[1, 2]),
+        (maps.sel(head=1), attention[:, 0].mean(axis=0)),
+    ):
+        shown = panels(heatmaps(selected))[1][0].images[0].get_array()
+        expected = zscore(zscore(values, axis=0, ddof=1), axis=1, ddof=1)
+        np.testing.assert_allclose(shown, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_of_models_of_unequal_depth():
-    figure = layer_lines(long_table().query("quantity == 'rho'").rename(columns={"value": "rho"}), "made")
-    assert [axes.get_title() for axes in figure.axes] == ["base", "small"]
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["1", "2", "3", "mean"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["en", "en-it"]
-    np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1, 0.1], [2, 0.2]])
+def test_a_stretch_of_time_is_drawn(made):
+    maps = made.maps()
+    part = maps.isel(time=slice(6, 18))  # half of step 1, steps 2 and 3, half of step 4
+    spectrograms, maps_axes = panels(heatmaps(part, WORDS))
+    edges = 0.0075 + 0.06, 0.0075 + 0.18
+    for axes in (*spectrograms, *maps_axes):
+        assert axes.get_xlim() == pytest.approx(edges)
+    assert spectrograms[0].images[0].get_extent() == pytest.approx((*edges, 0, 8))
+    assert [text.get_text() for text in spectrograms[0].texts] == ["dog", "sleeps"]
+    saliency = part.input_saliency.values[:-1]
+    cells = zscore(saliency.reshape(4, -1), axis=1, ddof=1).reshape(saliency.shape)
+    steps = [cells[:, max(0, 4 * step - 6) : 4 * step - 2].max(axis=(1, 2)) for step in range(1, 5)]
+    image = maps_axes[1].images[0]
+    np.testing.assert_allclose(image.get_array(), zscore(np.stack(steps, 1), axis=1, ddof=1), rtol=1e-6)
+    assert image.get_extent() == pytest.approx((0.0475, 0.2075, 3.5, -0.5))
 
 
-def test_lines_are_drawn_where_superpixels_meet():
+def test_a_single_token_is_drawn(made):
+    maps = made.maps()
+    for selected in (maps.isel(token=1), maps.isel(token=[1])):
+        spectrograms, maps_axes = panels(heatmaps(selected))
+        assert np.array_equal(spectrograms[0].images[0].get_array().squeeze(), maps.features.values.T)
+        assert spectrograms[0].images[0].get_extent() == pytest.approx((0.0075, 0.2275, 0, 8))
+        assert [label.get_text() for label in maps_axes[0].get_yticklabels()] == ["▁dog"]
+        row = zscore(maps.encoder_saliency.values[1], ddof=1)
+        np.testing.assert_allclose(maps_axes[2].images[0].get_array(), row[None], rtol=1e-6)
+
+
+def test_lines_separate_superpixels():
     figure = superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES})
     assert [axes.get_title() for axes in figure.axes] == [
         "one, granularity 1: 6 in view",
@@ -205,12 +183,3 @@ def test_lines_are_drawn_where_superpixels_meet():
     assert all(len(lines.get_segments()) == 0 for lines in figure.axes[3].collections)
     (image,) = figure.axes[3].images
     assert np.array_equal(image.get_array(), SPECTROGRAM.T) and image.origin == "lower"
-
-
-def test_a_panel_alone_is_as_wide_as_its_title():
-    table = long_table().query("layer == 'mean' and quantity == 'rho'")
-    figure = intervals(table, ["model", "setting"], "quantity", "Reductions of a long name (mean estimator) to steps")
-    figure.canvas.draw()
-    assert len(figure.axes) == 1
-    title = figure._suptitle.get_window_extent()
-    assert title.x0 >= 0 and title.x1 <= figure.bbox.width

@@ -1,16 +1,15 @@
-"""The rule that judges findings, and the statistics it is given."""
+"""The rule that judges findings, and the statistics that it judges."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
-from xattn.compare import correlations
-from xattn.findings import judge, verdict
+from reproduction.findings import changed, judge, verdict
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected", "said"),
+    ("interval", "expected", "judgement"),
     [
         ((0.1, 0.2), (0.0, np.inf), "holds"),
         ((-0.1, 0.2), (0.0, np.inf), "undecided"),
@@ -21,28 +20,36 @@ from xattn.findings import judge, verdict
         ((np.nan, np.nan), (0.0, np.inf), "undecided"),
     ],
 )
-def test_verdict(interval, expected, said):
-    assert verdict(*interval, expected) == said
+def test_a_verdict_compares_the_interval_with_the_expected_range(interval, expected, judgement):
+    assert verdict(*interval, expected) == judgement
 
 
-def sample(shift: float, seed: int = 0, audio: str = "en") -> xr.DataArray:
-    """Six utterances, four layers, two heads: single heads 0.2, averages 0.5 rising with the layer, SM^H 0.1 above."""
+def sample(shift: float, seed: int = 0, audio: str = "en") -> xr.Dataset:
+    """rho of six utterances, four layers and two heads.
+
+    Single heads have 0.2, averages over heads rise from 0.4 to 0.55 with the layer, and SM^H has 0.1 more than SM^X.
+    """
     rng = np.random.default_rng(seed)
-    layers, heads = [1, 2, 3, 4, "mean"], [1, 2, "mean"]
     values = np.full((3, 6, 5, 3), 0.2)
     values[..., 2] = [0.40, 0.45, 0.50, 0.55, 0.55]
     values[1] += 0.1
     values += shift + rng.normal(0, 0.005, (1, 6, 1, 1))
     values[2] = values[1] - values[0]
-    coordinates = {
-        "source": ["input", "encoder", "difference"],
-        "utterance": [f"{audio}{i}" for i in range(6)],
-        "layer": np.array(layers, dtype=object),
-        "head": np.array(heads, dtype=object),
+    axes = ("saliency", "utterance")
+    variables = {
+        "by_layer_and_head": ((*axes, "layer", "head"), values[:, :, :4, :2]),
+        "by_layer": ((*axes, "layer"), values[:, :, :4, 2]),
+        "by_head": ((*axes, "head"), values[:, :, 4, :2]),
+        "overall": (axes, values[:, :, 4, 2]),
+        "reliability": (axes, np.repeat([[0.81], [1.0], [np.nan]], 6, axis=1)),
     }
-    reliability = np.repeat([[0.81], [1.0], [np.nan]], 6, axis=1)
-    rho = xr.DataArray(values, coords=coordinates, dims=list(coordinates))
-    return rho.assign_coords(reliability=(("source", "utterance"), reliability))
+    coordinates = {
+        "saliency": ["input", "encoder", "difference"],
+        "utterance": [f"{audio}{i}" for i in range(6)],
+        "layer": [1, 2, 3, 4],
+        "head": [1, 2],
+    }
+    return xr.Dataset(variables, coords=coordinates)
 
 
 def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
@@ -68,25 +75,25 @@ def tables(best: str = "2d_max") -> dict[str, pd.DataFrame]:
     return {"tab1": tab1, "tab6": tab6}
 
 
-def test_findings_of_planted_results():
+def test_planted_findings_are_found():
     found = judge({"base/en": sample(0.0), "base/it": sample(-0.1, seed=1, audio="it")}, tables())
-    said = found.set_index(["finding", "where"]).verdict
+    verdicts = found.set_index(["finding", "where"]).verdict
     for finding in ("averages beat single heads", "averaging over heads helps", "the last layers are best"):
-        assert said[finding, "base/en"] == "holds"
+        assert verdicts[finding, "base/en"] == "holds"
     values = found[found["where"] == "base/en"].set_index("finding").value
     assert values["averages beat single heads"] == pytest.approx(0.35)
     assert values["averaging over heads helps"] == pytest.approx(0.275)
     assert values["averaging over layers helps"] == pytest.approx(0.075)
     assert values["the last layers are best"] == pytest.approx(0.05)
-    assert said["about half of the input's relevance", "base/en"] == "holds"
+    assert verdicts["about half of the input's relevance", "base/en"] == "holds"
     corrected = found.set_index(["finding", "where"]).loc["about half of the input's relevance, corrected for noise"]
     assert corrected.value["base/en"] == pytest.approx(0.55 / 0.9, abs=0.01) and corrected.verdict["base/en"] == "holds"
-    assert said["encoder saliency correlates more", "base/en"] == "holds"
-    assert said["context mixing is 0.03 to 0.18", "base/en"] == "holds"
-    assert said["English recognition above other settings", "base, en and it"] == "holds"
-    assert said["2D max is the best reduction", "base/en"] == "holds"
-    assert said["SM^X reduced beats CA", "base/en"] == "holds"
-    assert said["full resolution beats reduced", "base/en"] == "undecided"
+    assert verdicts["encoder saliency correlates more", "base/en"] == "holds"
+    assert verdicts["context mixing is 0.03 to 0.18", "base/en"] == "holds"
+    assert verdicts["English recognition above other settings", "base, en and it"] == "holds"
+    assert verdicts["2D max is the best reduction", "base/en"] == "holds"
+    assert verdicts["SM^X reduced beats CA", "base/en"] == "holds"
+    assert verdicts["full resolution beats reduced", "base/en"] == "undecided"
     value = found.set_index(["finding", "where"]).value
     noiseless = value["encoder saliency correlates more, corrected for noise", "base/en"]
     assert noiseless == pytest.approx(0.65 - 0.55 / 0.9, abs=0.01)
@@ -99,7 +106,7 @@ def test_findings_of_planted_results():
     ] == ("does not hold")
 
 
-def test_scale_is_compared_within_a_setting():
+def test_models_are_compared_in_the_same_direction():
     found = judge({"small/en": sample(0.0), "large/en": sample(0.2)}, tables()).set_index("finding")
     assert found.verdict["scale matters little"] == "does not hold"
     assert found.value["scale matters little"] == pytest.approx(0.2)
@@ -111,14 +118,7 @@ def test_scale_is_compared_within_a_setting():
     assert "fama-small and fama-medium, it" in set(released["where"])
 
 
-def test_correlations_of_utterances(made):
-    rho = correlations([made.maps(), made.maps(seed=1, utterance="made-2")])
-    assert rho.dims == ("source", "utterance", "layer", "head")
-    assert rho.sizes["utterance"] == 2 and rho.layer.values[-1] == "mean"
-    np.testing.assert_allclose(rho.sel(source="difference"), rho.sel(source="encoder") - rho.sel(source="input"))
-
-
-def test_settings_of_the_same_audio_are_compared_in_pairs():
+def test_directions_of_the_same_audio_are_compared_in_pairs():
     pairs = {"base/en": sample(0.0), "base/en-it": sample(-0.001)}
     narrow = judge(pairs, tables()).set_index("finding").loc["English recognition above other settings"]
     assert narrow.verdict == "holds" and narrow.high - narrow.low < 1e-6
@@ -127,19 +127,19 @@ def test_settings_of_the_same_audio_are_compared_in_pairs():
     assert wide.verdict == "undecided" and wide.value == pytest.approx(narrow.value)
 
 
-def test_recordings_of_two_languages_are_no_pairs_though_both_are_numbered_from_0():
+def test_recordings_of_two_languages_are_not_paired_though_both_are_numbered_from_0():
     numbered = {"utterance": [str(i) for i in range(6)]}
     samples = {
-        f"base/{setting}": sample(shift).assign_coords(numbered)
-        for setting, shift in {"en": 0.0, "en-it": -0.001, "it": -0.001}.items()
+        f"base/{direction}": sample(shift).assign_coords(numbered)
+        for direction, shift in {"en": 0.0, "en-it": -0.001, "it": -0.001}.items()
     }
     found = judge(samples, tables()).set_index(["finding", "where"]).loc["English recognition above other settings"]
     assert found.verdict.to_dict() == {"base, en and en-it": "holds", "base, en and it": "undecided"}
 
 
-def test_what_is_missing_makes_findings_not_available():
-    alone = sample(0.0).sel(source=["input"])
-    alone = alone.assign_coords(reliability=alone.reliability * np.nan)
+def test_findings_whose_data_are_missing_are_not_available():
+    alone = sample(0.0).sel(saliency=["input"])
+    alone["reliability"] = alone.reliability * np.nan
     found = judge({"base/en": alone}, {}).set_index(["finding", "where"])
     whole = judge({"base/en": sample(0.0)}, tables()).set_index(["finding", "where"])
     missing = found[found.verdict == "not available"]
@@ -160,7 +160,7 @@ def test_what_is_missing_makes_findings_not_available():
     pd.testing.assert_frame_equal(rest, whole.loc[rest.index])
 
 
-def test_the_best_reduction_is_judged_by_what_was_measured():
+def test_the_best_reduction_is_judged_by_the_quantities_in_the_table():
     measured = tables()["tab1"]
     rho = {"quantity": "rho", "minus": "2d_avg", "value": 0.1, "low": 0.05, "high": 0.2}
     both = pd.concat([measured, measured[measured.quantity == "rho"].assign(**rho)])
@@ -171,3 +171,14 @@ def test_the_best_reduction_is_judged_by_what_was_measured():
     assert found.iloc[1:].values.tolist() == [["base/en", "rho, 2d_max minus 2d_avg", 0.1, "holds"]]
     whole = judge({}, {"tab1": both}).set_index("finding").loc["2D max is the best reduction"]
     assert whole.statistic.tolist() == ["deletion, 2d_max minus 2d_avg", "rho, 2d_max minus 2d_avg"]
+
+
+def test_findings_with_another_verdict_elsewhere_are_listed():
+    here = judge({"base/en": sample(0.0), "base/it": sample(-0.1, seed=1, audio="it")}, tables())
+    there = judge({"base/en": sample(0.0)}, tables("2d_avg"))
+    different, shared = changed(here, there)
+    assert shared == len(there) < len(here)
+    (row,) = different.itertuples(index=False)
+    assert row[:3] == ("2D max is the best reduction", "base/en", "deletion, 2d_max minus 2d_avg")
+    assert row[3:] == (9.0, -9.0, "holds", "does not hold")
+    assert changed(here, here)[0].empty

@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-zàèéìòù-]+", text.lower())
 
 
-def test_vocabulary_is_large_and_evenly_used(corpus):
+def test_the_vocabulary_is_large_and_evenly_used(corpus):
     english = Counter(word for sentence in corpus for word in words(sentence.english))
     italian = Counter(word for sentence in corpus for word in words(sentence.italian))
     assert sum(count >= 30 for count in english.values()) >= 1_000
@@ -63,14 +63,14 @@ def test_both_sides_of_a_pattern_hold_the_same_slots():
         assert sides[0] == sides[1], english
 
 
-def test_lengths(corpus):
+def test_sentences_have_4_to_20_words(corpus):
     lengths = [len(sentence.english.split()) for sentence in corpus[:5_000]]
     assert min(lengths) == 4
     assert max(lengths) == 20
     assert 9 < sum(lengths) / len(lengths) < 12
 
 
-def test_alphabet_and_punctuation(corpus):
+def test_sentences_use_only_letters_and_simple_punctuation(corpus):
     for sentence in corpus:
         assert re.fullmatch(r"[A-Z][A-Za-z' ,-]*[.?]", sentence.english), sentence
         assert re.fullmatch(r"[A-ZÈ][A-Za-zàèéìòù' ,]*[.?]", sentence.italian), sentence
@@ -91,11 +91,11 @@ def test_a_longer_list_starts_with_the_shorter(seed, first, second):
     assert sentences(longer, seed)[:shorter] == sentences(shorter, seed)
 
 
-def test_seeds_differ():
+def test_seeds_give_different_sentences():
     assert not {sentence.english for sentence in sentences(50, 1)} & {sentence.english for sentence in sentences(50, 2)}
 
 
-def test_the_same_in_another_process():
+def test_another_process_gives_the_same_sentences():
     code = "from recipes.grammar import sentences; print([s.english + s.italian for s in sentences(200, 5)])"
     root = Path(__file__).parents[1]
     outputs = {
@@ -107,7 +107,7 @@ def test_the_same_in_another_process():
     assert outputs == {(str([s.english + s.italian for s in sentences(200, 5)]) + "\n").encode()}
 
 
-def test_split_is_disjoint_and_keeps_test_and_dev():
+def test_splits_are_disjoint_and_a_longer_train_keeps_test_and_dev():
     small, large = split(50, 20, 30, seed=3), split(400, 20, 30, seed=3)
     assert {name: len(part) for name, part in large.items()} == {"train": 400, "dev": 20, "test": 30}
     assert small["test"] == large["test"]
@@ -117,7 +117,7 @@ def test_split_is_disjoint_and_keeps_test_and_dev():
         assert len({getattr(sentence, side) for part in large.values() for sentence in part}) == 450
 
 
-# Agreement and elision, checked on the finished text
+# Agreement and elision in the finished text
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_italian_articles_fit_the_next_word(corpus, wrong):
 
 
 def test_italian_articles_agree_with_their_noun(corpus):
-    """Only forms that are never pronouns; a noun of the other gender must not follow them directly."""
+    """Check forms that are never pronouns: no noun of the other gender follows them directly."""
     masculine = "un|uno|del|dello|al|allo|dal|dallo|nel|nello|sul|sullo|quel|quello|dei|degli|ai|agli|sui|sugli|questi"
     feminine = "una|un'|della|alla|dalla|nella|sulla|quella|delle|alle|dalle|nelle|sulle|quelle|queste"
     seen = {"m": 0, "f": 0}
@@ -195,11 +195,11 @@ def test_english_articles_fit_the_next_word(corpus):
         ("da @both @il:ms giudice @e @il:mp sindaci , poi", "Dal giudice e dai sindaci , poi"),
     ],
 )
-def test_hand_checked_articles(marked, surface):
+def test_articles_checked_by_hand(marked, surface):
     assert surface_italian(marked) == surface
 
 
-def test_hand_checked_plurals():
+def test_plurals_checked_by_hand():
     plurals = {noun.italian[0]: noun.italian[1] for noun in lexicon.PERSONS + lexicon.BODIES + lexicon.THINGS}
     expected = {
         "amico": "amici", "collega": "colleghi", "città": "città", "fabbrica": "fabbriche", "agenzia": "agenzie",
@@ -225,7 +225,7 @@ def test_hand_checked_plurals():
         ("vedere", "vedo vede vediamo vedono", "vedrà", "visto", "vedendo"),
     ],
 )
-def test_hand_checked_conjugations(infinitive, present, future, participle, gerund):
+def test_conjugations_checked_by_hand(infinitive, present, future, participle, gerund):
     verb = next(v.italian for v in lexicon.TRANSITIVES + lexicon.CONTROLS if v.italian.infinitive == infinitive)
     assert (" ".join(verb.present), verb.future[1], verb.participle, verb.gerund) == (
         present,
@@ -235,8 +235,7 @@ def test_hand_checked_conjugations(infinitive, present, future, participle, geru
     )
 
 
-# Hand-checked translations
-
+# Translations checked by hand
 
 WE, SHE = Phrase("we", "", 2), Phrase("she", "", 1, "f")
 COMMISSION = Phrase("the Commission", "@il:fs Commissione", 1, "f")
@@ -300,14 +299,14 @@ LAWS_OBJECT = (LAWS.english, LAWS.italian)
          "We cannot see the new German laws", "Non possiamo vedere le nuove leggi tedesche"),
     ],
 )  # fmt: skip
-def test_hand_checked_clauses(subject, predicate, tense, options, english, italian):
+def test_clauses_checked_by_hand(subject, predicate, tense, options, english, italian):
     debate = Debate(0)
     debate.chance = lambda probability: False  # no adverb
     clause = debate.build(subject, predicate, tense, **options).statement()
     assert (surface_english(clause.english), surface_italian(clause.italian)) == (english, italian)
 
 
-def test_questions_invert_in_english_and_may_put_the_italian_subject_last():
+def test_questions_invert_in_english_and_can_put_the_italian_subject_last():
     debate = Debate(0)
     debate.chance = lambda probability: False
     clause = debate.build(COMMISSION, acting("adopt"), "past", support=True)
@@ -318,7 +317,7 @@ def test_questions_invert_in_english_and_may_put_the_italian_subject_last():
 
 
 def test_word_order_differs_between_the_languages(corpus):
-    """Share of sentences in which an English adjective-noun pair comes out as noun-adjective: 0.49 when written."""
+    """Count sentences in which an English adjective-noun pair becomes noun-adjective in Italian."""
     nouns = {
         english: italian
         for noun in lexicon.PERSONS + lexicon.BODIES + lexicon.THINGS + lexicon.MASS

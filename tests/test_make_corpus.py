@@ -1,4 +1,4 @@
-"""The corpus command on a few sentences, and the corpus that ships against its own manifest."""
+"""The corpus command on a few sentences, and the committed corpus against its manifest."""
 
 import hashlib
 from pathlib import Path
@@ -39,7 +39,7 @@ def made(few_sentences, tmp_path):
     return tmp_path
 
 
-def test_command_makes_what_the_card_says(made):
+def test_command_writes_audio_tables_and_statistics(made):
     manifest, words = pd.read_csv(made / "manifest.csv"), pd.read_csv(made / "words.csv")
     assert tuple(manifest.columns) == make_corpus.MANIFEST
     assert manifest.groupby(["language", "split"]).size().to_dict() == {
@@ -56,7 +56,7 @@ def test_command_makes_what_the_card_says(made):
     assert not list(made.rglob("*.part"))
 
 
-def test_training_features_are_those_of_the_samples(made):
+def test_training_features_match_the_samples(made):
     for language in ("en", "it"):
         features = np.load(made / "train" / f"{language}.npy", mmap_mode="r")
         table = pd.read_csv(made / "train" / f"{language}.csv")
@@ -69,31 +69,31 @@ def test_training_features_are_those_of_the_samples(made):
             np.testing.assert_allclose(features[row.start_frame :][: row.frames], expected, rtol=5e-4)
 
 
-def test_second_run_agrees_whatever_the_processes_and_keeps_its_files(made, capsys):
+def test_second_run_with_other_processes_agrees_and_changes_no_file(made, capsys):
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     make_corpus.main(["--data", str(made), "--processes", "1"])
     assert capsys.readouterr().out.count("dev and test agree") == 2
     assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before
 
 
-def test_disagreement_is_reported_and_overwritten_only_on_request(made, capsys):
+def test_differences_are_reported_and_overwritten_only_on_request(made, capsys):
     manifest = made / "manifest.csv"
     good = manifest.read_text()
     digest = pd.read_csv(manifest).set_index("id").sha256["en-test-0002"]
     manifest.write_text(good.replace(digest, "0" * 64))
     tampered = manifest.read_text()
-    with pytest.raises(SystemExit, match=r"1 of 8 utterances \(first: en-test-0002\).*--renew"):
+    with pytest.raises(SystemExit, match=r"1 of 8 utterances \(first: en-test-0002\).*--overwrite"):
         make_corpus.main(["--data", str(made), "--sentences", "0"])
     assert manifest.read_text() == tampered
-    make_corpus.main(["--data", str(made), "--sentences", "0", "--renew"])
+    make_corpus.main(["--data", str(made), "--sentences", "0", "--overwrite"])
     assert manifest.read_text() == good
 
 
-def test_one_language_leaves_the_other_alone(made):
+def test_making_one_language_keeps_the_other(made):
     before = {path: path.read_bytes() for path in made.glob("audio/en/**/*.flac")}
     (made / "audio/it/test/it-test-0009.flac").write_bytes(b"left over")
     tables = [(made / name).read_text() for name in ("manifest.csv", "words.csv")]
-    make_corpus.main(["--data", str(made), "--languages", "it", "--sentences", "0", "--renew"])
+    make_corpus.main(["--data", str(made), "--languages", "it", "--sentences", "0", "--overwrite"])
     assert before and {path: path.read_bytes() for path in made.glob("audio/en/**/*.flac")} == before
     assert [(made / name).read_text() for name in ("manifest.csv", "words.csv")] == tables
     assert not (made / "audio/it/test/it-test-0009.flac").exists()
@@ -102,11 +102,11 @@ def test_one_language_leaves_the_other_alone(made):
 def test_too_many_sentences_are_refused(few_sentences, tmp_path, capsys):
     with pytest.raises(SystemExit):
         make_corpus.main(["--data", str(tmp_path), "--sentences", "10"])
-    assert "--sentences 10: choose from 0 to 9" in capsys.readouterr().err
+    assert "--sentences is 10: give a number from 0 to 9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("language", "part", "index"), [("en", "dev", 1), ("it", "test", 4), ("en", "train", 0)])
-def test_signal_to_noise_ratio_is_the_one_in_the_manifest(language, part, index, few_sentences, monkeypatch):
+def test_signal_to_noise_ratio_matches_the_manifest(language, part, index, few_sentences, monkeypatch):
     recording = make_corpus.record(language, part, 1, index)
     added = []
     original = make_corpus.noise
@@ -120,13 +120,13 @@ def test_signal_to_noise_ratio_is_the_one_in_the_manifest(language, part, index,
     parts = np.stack([clean.pcm, added[0]], axis=1).astype(float)
     (speech_gain, noise_gain), *_ = np.linalg.lstsq(parts, recording.pcm.astype(float), rcond=None)
     residual = recording.pcm - parts @ (speech_gain, noise_gain)
-    assert np.std(residual) < 1.5  # of rounding, in steps of 16 bits
+    assert np.std(residual) < 1.5  # rounding, in steps of 16 bits
     span = slice(*(round(time * SAMPLE_RATE) for time in (clean.words[0].start, clean.words[-1].end)))
     power = np.mean((speech_gain * parts[span, 0]) ** 2) / noise_gain**2
     assert 10 * np.log10(power) == pytest.approx(recording.row["snr"], abs=0.3)
 
 
-def test_recordings_are_noisy_everywhere_and_differ(few_sentences):
+def test_recordings_differ_and_have_noise_throughout(few_sentences):
     recordings = [make_corpus.record("en", part, 1, index) for part, count in SMALL.items() for index in range(count)]
     assert len({recording.row["sha256"] for recording in recordings}) == sum(SMALL.values())
     for recording in recordings:
@@ -136,15 +136,15 @@ def test_recordings_are_noisy_everywhere_and_differ(few_sentences):
         assert 0.1 <= recording.row["duration"] - recording.words[-1].end <= 0.6
 
 
-def test_shipped_corpus_is_whole_and_balanced():
+def test_committed_corpus_is_complete_and_balanced():
     manifest, words = pd.read_csv(DATA / "manifest.csv"), pd.read_csv(DATA / "words.csv", keep_default_na=False)
     assert manifest.groupby(["language", "split"]).size().to_dict() == {
         (language, part): make_corpus.SENTENCES[part] for language in ("en", "it") for part in ("dev", "test")
     }
-    of = dict(list(words.groupby("id")))
+    words_of = dict(list(words.groupby("id")))
     for row in manifest.itertuples():
         assert sha256(DATA / row.audio) == row.sha256
-        timed = of[row.id]
+        timed = words_of[row.id]
         assert timed.word.tolist() == [word.strip(PUNCTUATION) for word in row.transcript.split()]
         edges = timed[["start", "end"]].to_numpy().ravel()
         assert edges[0] > 0 and edges[-1] < row.duration and (np.diff(edges) >= 0).all()
@@ -158,7 +158,7 @@ def test_shipped_corpus_is_whole_and_balanced():
             assert part.groupby("noise").size().between(len(part) / 4 - 3, len(part) / 4 + 3).tolist() == [True] * 4
 
 
-def test_shipped_speech_is_louder_than_its_surroundings():
+def test_committed_speech_is_louder_than_the_noise_before_it():
     manifest, words = pd.read_csv(DATA / "manifest.csv"), pd.read_csv(DATA / "words.csv", keep_default_na=False)
     quiet_room = manifest[(manifest.snr == 20) & (manifest.noise != "babble")]
     assert len(quiet_room) >= 12

@@ -11,14 +11,15 @@ from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy, mannwhitneyu
 
-from xattn.estimators import UnitScores
-from xattn.occlusion import Masks, Partition, divergence_from, kl_divergence, occlude
+from xattn.attribution import occlusion
+from xattn.attribution.estimators import UnitScores
+from xattn.attribution.occlusion import Masks, Partition, divergence_from, kl_divergence, occlude
 
 GRID = (24, 16)
 
 
 def blocks(frames, mels):
-    """Labels of a grid cut into blocks of frames x mels cells, from 0."""
+    """Labels from 0 of a grid that is cut into blocks of frames x mels cells."""
     rows, columns = np.indices(GRID)
     return rows // frames * (GRID[1] // mels) + columns // mels
 
@@ -27,7 +28,7 @@ LEVELS = np.stack([blocks(2, 2), blocks(4, 4)])
 
 
 def spes(levels, masks, scores):
-    """The published definition, cell by cell: summed scores of the masks that hid a cell, over their number."""
+    """The published definition, cell by cell: the mean score of the masks that hid a cell."""
     total, times = np.zeros((scores.shape[1], *levels.shape[1:])), np.zeros(levels.shape[1:])
     for (level, hidden), score in zip(masks, scores, strict=True):
         occluded = hidden[levels[level]].astype(float)
@@ -38,19 +39,19 @@ def spes(levels, masks, scores):
 
 
 def linear_score(shape, tokens=3, seed=0):
-    """A float64 score (B, tokens): every hidden cell adds its own random weight."""
+    """A float64 score (B, tokens) to which every hidden cell adds its own random weight."""
     weights = torch.from_numpy(np.random.default_rng(seed).standard_normal((math.prod(shape), tokens)))
     return lambda keep: (1 - keep.double()).flatten(1) @ weights
 
 
 def auc(values, truth):
-    """Area under the ROC curve: the probability that a planted cell is above another one."""
+    """Area under the ROC curve: the probability that a planted cell exceeds another one."""
     inside, outside = values[truth], values[~truth]
     return mannwhitneyu(inside, outside).statistic / (inside.size * outside.size)
 
 
 def planted_model(truths):
-    """Log-probabilities (B, I, 3) whose first entry, for token i, grows with the visible share of planted cells i."""
+    """Scores of a model whose first log-probability, for token i, grows with the visible share of planted cells i."""
     planted = torch.from_numpy(np.stack([truth.reshape(-1) for truth in truths])).double()
 
     def log_p(keep):
@@ -70,7 +71,7 @@ def test_planted_cells_of_a_spectrogram_are_found():
     masks = Masks(Partition.of(LEVELS), 1500, 0.5, seed=0, name="planted")
     cells = explained(planted_model(truths), masks).cells(masks.partition.labels)
     assert [auc(token, truth) for token, truth in zip(cells, truths, strict=True)] == [1.0, 1.0]
-    assert auc(cells[0], truths[1]) < 0.9  # a map finds its own token's cells only
+    assert auc(cells[0], truths[1]) < 0.9  # a map finds only the cells of its own token
 
 
 def test_planted_steps_are_found():
@@ -82,7 +83,7 @@ def test_planted_steps_are_found():
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_engine_is_the_published_definition(data):
+def test_the_engine_follows_the_published_definition(data):
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=2, max_side=6))
     raw = data.draw(st.lists(hnp.arrays(int, shape, elements=st.integers(0, 8)), min_size=1, max_size=3))
     levels = np.stack([np.unique(labels, return_inverse=True)[1].reshape(shape) for labels in raw])
@@ -95,7 +96,7 @@ def test_engine_is_the_published_definition(data):
     np.testing.assert_allclose(scores.cells(masks.partition.labels), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_masks_in_any_order_of_levels_and_many_of_them():
+def test_masks_can_come_in_any_order_of_levels():
     rng = np.random.default_rng(0)
     partition = Partition.of(LEVELS)
     rows = [(level, rng.random((96, 24)[level]) < 0.5) for level in rng.integers(0, 2, 1500)]
@@ -104,7 +105,7 @@ def test_masks_in_any_order_of_levels_and_many_of_them():
     np.testing.assert_allclose(cells, spes(LEVELS, rows, scores), rtol=1e-10)
 
 
-def test_batch_size_changes_rounding_only():
+def test_the_batch_size_changes_only_rounding():
     masks = Masks(Partition.of(LEVELS), 150, 0.5, 0, "u")
     runs = [occlude(linear_score(GRID), masks, batch_size=size) for size in (1, 7, 64)]
     assert runs[0].shape == (150, 3) and np.abs(runs[0]).max() > 1
@@ -121,7 +122,7 @@ def out_of_memory(where):
 
 
 @pytest.mark.parametrize("where", ["numpy", "cuda", "cpu"])
-def test_batches_are_halved_until_they_fit_into_memory(where):
+def test_batches_are_halved_until_they_fit_in_memory(where):
     masks, score, sizes = Masks(Partition.of(LEVELS), 150, 0.5, 0, "u"), linear_score(GRID), []
 
     def limited(keep):
@@ -133,13 +134,11 @@ def test_batches_are_halved_until_they_fit_into_memory(where):
     assert sizes == [60, 30, 15, *[7] * 16, 5]
 
 
-def test_a_single_perturbation_that_does_not_fit_into_memory_is_told():
+def test_a_single_perturbation_that_does_not_fit_in_memory_raises():
     masks = Masks(Partition.of(LEVELS), 5, 0.5, 0, "u")
-    with pytest.raises(
-        MemoryError, match=r"to score a single perturbation: take a shorter recording, .*more memory\.$"
-    ):
+    with pytest.raises(MemoryError, match=r"to score a single perturbation: use a shorter recording, .*more memory\.$"):
         occlude(lambda keep: out_of_memory("cpu"), masks, batch_size=4)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # an error of another kind stays itself
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # other errors pass through
         occlude(lambda keep: keep[0] @ keep[0], masks, batch_size=4)
 
 
@@ -156,7 +155,7 @@ def test_nothing_is_hidden_at_p_0():
     assert not scores.counts.any() and not scores.cells(masks.partition.labels).any()
 
 
-def test_everything_is_hidden_at_p_1_and_nearly_everything_at_p_0_999():
+def test_everything_is_hidden_at_p_1_and_almost_everything_at_p_0_999():
     masks = Masks(Partition.of(LEVELS), 20, 1.0, 0, "u")
     assert all(hidden.all() for _, hidden in listed(masks))
     scores = explained(lambda keep: keep.flatten(1).sum(1, keepdim=True) + 5.0, masks, batch_size=8)
@@ -167,27 +166,27 @@ def test_everything_is_hidden_at_p_1_and_nearly_everything_at_p_0_999():
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.7])
-def test_share_of_hidden_units_is_p(p):
+def test_the_share_of_hidden_units_is_p(p):
     levels, hidden = zip(*listed(Masks(Partition.of(LEVELS), 400, p, 3, "u")), strict=True)
     assert levels == (0, 1) * 200
     assert {len(units) for units in hidden[::2]} == {96} and {len(units) for units in hidden[1::2]} == {24}
     units = np.concatenate(hidden)
     assert abs(units.sum() - p * units.size) < 4 * math.sqrt(p * (1 - p) * units.size)
-    # Neighbouring perturbations are independent: they agree as often as chance has it.
+    # Neighbouring perturbations are independent, so they agree no more often than by chance.
     agreement = np.mean([np.mean(a == b) for a, b in zip(hidden[:-2:2], hidden[2::2], strict=True)])
     chance = p**2 + (1 - p) ** 2
     assert abs(agreement - chance) < 4 * math.sqrt(chance * (1 - chance) / (199 * 96)) * 2
 
 
-def test_perturbations_share_no_stretch_of_random_numbers():
+def test_perturbations_share_no_sequence_of_random_numbers():
     masks = [hidden for _, hidden in listed(Masks(Partition.of(np.arange(300)[None]), 6, 0.5, 0, "u"))]
     for first, second in itertools.combinations(masks, 2):
         for shift in range(1, 60):
             assert 0.3 < np.mean(first[shift:] == second[:-shift]) < 0.7
 
 
-def test_masks_depend_on_seed_name_and_index_alone():
-    # 150 units of the first level and 23 of the second: rows of the random stream end on no round number.
+def test_masks_depend_only_on_seed_name_and_index():
+    # The first level has 150 units and the second 23, so rows of the random stream do not end on round numbers.
     partition = Partition.of(np.stack([np.arange(150), np.arange(150) % 23]))
 
     def drawn(number, seed=0, name="u"):
@@ -201,7 +200,7 @@ def test_masks_depend_on_seed_name_and_index_alone():
 
 
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=4).map(sorted))
-def test_any_stretch_of_masks_can_be_drawn_by_itself(edges):
+def test_any_range_of_masks_can_be_drawn_alone(edges):
     masks = Masks(Partition.of(LEVELS), 40, 0.5, 0, "u")
     whole = masks.draw(edges[0], edges[-1])
     parts = [masks.draw(start, stop) for start, stop in itertools.pairwise(edges)]
@@ -209,33 +208,33 @@ def test_any_stretch_of_masks_can_be_drawn_by_itself(edges):
         assert np.array_equal(all_at_once, np.concatenate(pieces))
 
 
-def test_a_score_that_is_not_finite_is_refused():
+def test_a_score_that_is_not_finite_raises():
     masks = Masks(Partition.of(LEVELS), 5, 0.5, 0, "u")
     for bad in (math.nan, math.inf):
         with pytest.raises(FloatingPointError, match="not finite: check its weights and the recording"):
             occlude(lambda keep, bad=bad: torch.full((len(keep), 2), bad), masks, batch_size=2)
 
 
-def test_no_perturbations_are_refused():
-    with pytest.raises(ValueError, match="set the number of masks to 1 or more"):
+def test_0_perturbations_raise():
+    with pytest.raises(ValueError, match=r"The number of masks is 0: set it to 1 or more\."):
         occlude(linear_score(GRID), Masks(Partition.of(LEVELS), 0, 0.5, 0, "u"), batch_size=2)
 
 
-def test_units_are_numbered_on_from_level_to_level():
+def test_unit_numbers_continue_from_level_to_level():
     partition = Partition.of(np.array([[[0, 0], [1, 1]], [[0, 1], [2, 0]]]))
     assert partition.labels.tolist() == [[[0, 0], [1, 1]], [[2, 3], [4, 2]]]
     assert partition.bounds.tolist() == [0, 2, 5]
     assert partition.units == 5
 
 
-def test_a_cell_that_was_never_hidden_is_0():
+def test_a_cell_that_was_never_hidden_gets_0():
     scores = UnitScores(np.array([[6.0, 0.0, 2.0, 0.0]]), np.array([2, 0, 1, 0]))
     labels = np.array([[0, 0, 1], [2, 3, 3]])
     assert scores.cells(labels).tolist() == [[8 / 3, 3.0, 0.0]]
 
 
 @given(hnp.arrays(float, st.tuples(st.just(2), st.integers(2, 12)), elements=st.floats(-40, 40)))
-def test_kl_divergence_of_any_distributions(logits):
+def test_kl_divergence_agrees_with_scipy(logits):
     log_p, log_q = log_softmax(logits, axis=-1)
     result = kl_divergence(torch.from_numpy(log_p), torch.from_numpy(log_q)).item()
     assert result == pytest.approx(rel_entr(np.exp(log_p), np.exp(log_q)).sum(), rel=1e-9, abs=1e-12)
@@ -243,7 +242,7 @@ def test_kl_divergence_of_any_distributions(logits):
     assert kl_divergence(torch.from_numpy(log_p), torch.from_numpy(log_p)).item() == 0
 
 
-def test_divergence_from_one_distribution_to_many():
+def test_divergences_from_a_fixed_distribution_are_kl_divergences():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(50), 3), rng.dirichlet(np.ones(50), (4, 3))
     log_p, log_q = torch.from_numpy(p).log(), torch.from_numpy(q).log()
@@ -252,7 +251,7 @@ def test_divergence_from_one_distribution_to_many():
     near = near.log_softmax(-1)
     exact = kl_divergence(log_p.float().double(), near.double())
     np.testing.assert_allclose(divergence_from(log_p.float())(near), exact, rtol=2e-2, atol=1e-7)
-    with torch.autocast("cpu", torch.bfloat16):  # rounds the model's passes, not their scores
+    with torch.autocast("cpu", torch.bfloat16):  # it rounds the model's passes, not their scores
         np.testing.assert_allclose(divergence_from(log_p.float())(near), exact, rtol=2e-2, atol=1e-7)
     log_p[0, 0] = log_q[0, 0, 0] = log_q[1, 0, 0] = -math.inf
     assert torch.equal(divergence_from(log_p)(log_q), kl_divergence(log_p, log_q))
@@ -275,12 +274,12 @@ def test_kl_divergence_stays_finite_at_zero_probabilities():
     assert kl([0.5, 0.5, 0.0], [0.25, 0.75, 0.0]) == pytest.approx(entropy([0.5, 0.5], [0.25, 0.75]))
     assert kl([0.5, 0.5, 0.0], [0.25, 0.25, 0.5]) == pytest.approx(math.log(2))
     assert kl([0.5, 0.5], [1.0, 0.0]) == pytest.approx(0.5 * math.log(0.5) + 0.5 * (math.log(0.5) - tiny))
-    # A probability too small for float32 is no zero: its logarithm counts.
+    # A probability that is too small for float32 is not zero: its logarithm counts.
     log_q = torch.tensor([0.0, -200.0])
     assert kl_divergence(torch.tensor([0.5, 0.5]).log(), log_q).item() == pytest.approx(math.log(0.5) + 100)
 
 
-def test_occlusion_stops_where_enough_is_said_whatever_the_batches_and_what_was_done():
+def test_occlusion_stops_when_there_are_enough_perturbations_whatever_the_batch_size():
     masks, score = Masks(Partition.of(LEVELS), 1000, 0.5, 0, "stop"), linear_score(GRID)
     everything, asked = occlude(score, masks, batch_size=64), []
 
@@ -296,3 +295,15 @@ def test_occlusion_stops_where_enough_is_said_whatever_the_batches_and_what_was_
     asked.clear()
     assert len(occlude(score, masks, batch_size=64, enough=lambda scores: asked.append(len(scores)))) == 1000
     assert asked == [200, 250, 312, 390, 487, 608, 760, 950]
+
+
+def test_progress_and_checkpoints_report_all_scores_so_far(monkeypatch):
+    monkeypatch.setattr(occlusion, "CHECKPOINT_SECONDS", -1.0)  # after every batch
+    masks, score, counts, saved = Masks(Partition.of(LEVELS), 30, 0.5, 0, "u"), linear_score(GRID), [], []
+    report = {"progress": counts.append, "checkpoint": lambda scores: saved.append(scores.copy())}
+    found = occlude(score, masks, batch_size=8, **report)
+    assert counts == [8, 16, 24, 30] and [len(scores) for scores in saved] == counts
+    assert all(np.array_equal(scores, found[: len(scores)]) for scores in saved)
+    counts.clear()
+    assert np.array_equal(occlude(score, masks, batch_size=8, done=saved[1], **report), found)
+    assert counts == [24, 30]

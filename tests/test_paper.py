@@ -1,4 +1,4 @@
-"""The profile `paper` rehearsed: its own steps, tiny random models in FAMA's layout, speech in EuroParl-ST's."""
+"""The profile `paper` end to end, with tiny random models in FAMA's format and speech in the layout of EuroParl-ST."""
 
 import json
 
@@ -9,20 +9,21 @@ import yaml
 from conftest import write_europarl
 from test_fama import tiny, write_published
 
-from xattn import store
-from xattn.corpus import load_corpus
-from xattn.europarl import prepare
-from xattn.reproduce import ROOT, STEPS, load_profile, plan, run, without_absent
+from reproduction.pipeline import STEPS, plan, run
+from reproduction.profiles import load_profile, without_absent
+from reproduction.tables import ROOT
+from xattn import load_corpus, load_maps
+from xattn.data.europarl import prepare
 
 PAPER = ROOT / "notebooks" / "profiles" / "paper.yaml"
 
 
 @pytest.fixture
-def rehearsal(made, vocabulary, tiny_folder, tmp_path):
-    """A folder as a user of the profile has it, and the profile with few masks: (root, path of the profile)."""
+def repository(made, vocabulary, tiny_folder, tmp_path):
+    """A repository with the models and corpus of the profile, and the profile with few masks: (root, path)."""
     root, profile = tmp_path / "kit", yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     root.mkdir()
-    for name in ("notebooks", "xattn"):
+    for name in ("notebooks", "xattn", "reproduction"):
         (root / name).symlink_to(ROOT / name)
     for source, target in (("en", "it"), ("it", "en")):
         spoken = load_corpus(ROOT / "data", language=source, split="test")[:3]
@@ -39,38 +40,38 @@ def rehearsal(made, vocabulary, tiny_folder, tmp_path):
             (root / source).symlink_to(tiny_folder)
         else:
             write_published(root / source, tiny(made, seed=seed), vocabulary)
-    # In bfloat16 a CPU takes minutes to convolve 16 channels, which only toy models have.
+    # Convolutions with 16 channels, which only toy models have, take minutes in bfloat16 on a CPU.
     few = {"utterances": 2, "input_masks": 40, "encoder_masks": 40, "precision": "float32", "device": "cpu"}
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")
     return root, path
 
 
-def test_the_paper_s_profile_runs_through_to_the_findings(rehearsal):
-    root, path = rehearsal
+def test_profile_runs_up_to_the_findings(repository):
+    root, path = repository
     run(path, root=root, at_once=2)
     figures, profile = root / "figures" / "paper", load_profile(path)
-    pairs = [(model, setting) for model, settings in profile["settings"].items() for setting in settings]
-    assert len(pairs) == 9
-    for model, setting in pairs:
-        maps = list(store.load_all(figures / "maps", model, setting))
+    conditions = [(model, each) for model, directions in profile["directions"].items() for each in directions]
+    assert len(conditions) == 9
+    for model, direction in conditions:
+        maps = list(load_maps(figures / "maps", model, direction))
         assert [item.sizes["input_mask"] for item in maps] == [40, 40]
-        assert all(item.utterance.startswith(f"{setting[:2]}.20080924.31.3-243_") for item in maps)
+        assert all(item.utterance.startswith(f"{direction[:2]}.20080924.31.3-243_") for item in maps)
     findings = pd.read_csv(figures / "findings.csv")
     assert findings.verdict.isin(["holds", "does not hold", "undecided", "not available"]).all()
-    assert {f"{model}/{setting}" for model, setting in pairs} <= set(findings["where"])
+    assert {"/".join(condition) for condition in conditions} <= set(findings["where"])
     scales = findings[findings.finding == "scale matters little"]
     assert list(scales["where"]) == [
         "base and fama-small, en",
         "base and fama-medium, en",
-        *(f"fama-small and fama-medium, {setting}" for setting in profile["settings"]["fama-small"]),
+        *(f"fama-small and fama-medium, {direction}" for direction in profile["directions"]["fama-small"]),
     ]
     assert set(json.loads((figures / "provenance.json").read_text())["models"]) == set(profile["models"])
     assert not any(job.stale for job in plan(profile, root))
 
 
-def test_without_a_base_model_the_others_are_run(rehearsal):
-    root, path = rehearsal
+def test_base_model_is_optional(repository):
+    root, path = repository
     (root / "data/models/paper/base").unlink()
     profile = without_absent(load_profile(path), root)
     assert profile["not_run"] == ["base"]
@@ -79,10 +80,10 @@ def test_without_a_base_model_the_others_are_run(rehearsal):
         *["FBK-MT/fama-medium"] * 2,
         *["FBK-MT/fama-small"] * 2,
     ]
-    given = [job.parameters for job in jobs if "pairs" in job.parameters]
+    given = [job.parameters for job in jobs if "conditions" in job.parameters]
     assert len(given) == len(STEPS) - 2  # all but the maps and the overview
     for parameters in given:
-        assert len(parameters["pairs"]) == 8 and "base/en" not in parameters["pairs"]
+        assert len(parameters["conditions"]) == 8 and "base/en" not in parameters["conditions"]
         assert parameters.get("models", profile["models"]).keys() == {"fama-small", "fama-medium"}
     assert {job.note for job in jobs} == {"Not run: base."}
     assert next(job for job in jobs if job.name == "00_overview").parameters["model"].startswith("FBK-MT/")

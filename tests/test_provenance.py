@@ -1,21 +1,24 @@
-"""Hashes against those of coreutils, and what they are blind to on purpose."""
+"""Hashes of files, values and code: what they depend on, and what they ignore on purpose."""
 
 import os
+import shutil
 
 import pytest
 
-from xattn.provenance import digest, digest_file, digest_files, used_model, versions
+from reproduction.provenance import cells, digest_code, digest_files, used_model, versions
+from reproduction.tables import ROOT
+from xattn.files import hash_file, hash_value
 
 
-def test_a_file_has_the_hash_of_its_bytes(tmp_path):
+def test_file_has_the_hash_of_its_bytes(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"0.5")
     # printf 0.5 | sha256sum
-    assert digest_file(path) == "d2cbad71ff333de67d07ec676e352ab7f38248eb69c942950157220607c55e84"
+    assert hash_file(path) == "d2cbad71ff333de67d07ec676e352ab7f38248eb69c942950157220607c55e84"
 
 
-def test_a_value_has_one_hash_whatever_the_order_of_its_keys():
-    assert digest({"seed": 0, "p": 0.5}) == digest({"p": 0.5, "seed": 0}) != digest({"p": 0.5, "seed": 1})
+def test_hash_of_a_value_ignores_the_order_of_keys():
+    assert hash_value({"seed": 0, "p": 0.5}) == hash_value({"p": 0.5, "seed": 0}) != hash_value({"p": 0.5, "seed": 1})
 
 
 @pytest.mark.parametrize(
@@ -27,9 +30,9 @@ def test_a_value_has_one_hash_whatever_the_order_of_its_keys():
         (lambda folder: (folder / "a.csv").rename(folder / "b.csv"), False),
         (lambda folder: (folder / "sub" / "c.csv").write_text("3"), False),
     ],
-    ids=["time", "card", "content", "name", "file below"],
+    ids=["time", "card", "content", "name", "file in a subfolder"],
 )
-def test_what_changes_the_hash_of_a_folder(tmp_path, change, same):
+def test_hash_of_a_folder(tmp_path, change, same):
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.csv").write_text("1")
     before = digest_files(tmp_path, "**/*")
@@ -37,17 +40,128 @@ def test_what_changes_the_hash_of_a_folder(tmp_path, change, same):
     assert (digest_files(tmp_path, "**/*") == before) is same
 
 
+MAPS = """\
+'''Maps.'''
+from kit import files
+
+def build(x):
+    '''Build.'''
+    return 2 * x
+"""
+LOAD = """\
+def load(kind):
+    if kind == 'b':
+        from kit.models.b import Model
+    return Model
+"""
+MODULES = {
+    "kit/__init__.py": "from kit.maps import build\n",
+    "kit/maps.py": MAPS,
+    "kit/files.py": "LIMIT = 3\n",
+    "kit/models/__init__.py": "",
+    "kit/models/load.py": LOAD,
+    "kit/models/b.py": "class Model:\n    '''A model.'''\n    x = 1\n",
+    "kit/figures.py": "import kit\nCOLOUR = 'red'\n",
+}
+NOTEBOOK = "%matplotlib inline\n!ls\nimport kit.models.load as loading\nprint(loading.load('b'))"
+
+
+@pytest.fixture
+def kit(tmp_path):
+    """A package whose modules import each other; NOTEBOOK imports all of them but kit/figures.py."""
+    for name, code in MODULES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(code)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("kit/maps.py", "2 * x", "2 * x  # twice"),
+        ("kit/maps.py", "    return", "\n    # a comment\n    return"),
+        ("kit/maps.py", "2 * x", "(\n        2\n        * x\n    )"),
+        ("kit/maps.py", "'''Maps.'''", "'''Maps of an utterance.\n\nMore about them.\n'''"),
+        ("kit/maps.py", "'''Build.'''", '"""Build a dataset."""'),
+        ("kit/models/b.py", "'''A model.'''", '"""Another text."""'),
+        ("kit/figures.py", "red", "blue"),
+    ],
+    ids=["comment", "comment line", "layout", "module docstring", "docstring", "class docstring", "other module"],
+)
+def test_hash_of_code_ignores(kit, module, old, new):
+    before = digest_code(NOTEBOOK, kit)
+    assert MODULES[module].count(old) == 1
+    (kit / module).write_text(MODULES[module].replace(old, new))
+    assert digest_code(NOTEBOOK, kit) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("kit/models/load.py", "'b'", "'c'"),
+        ("kit/models/b.py", "x = 1", "x = 2"),
+        ("kit/models/__init__.py", "", "X = 1"),
+        ("kit/__init__.py", "import build", "import build as made"),
+        ("kit/maps.py", "2 * x", "3 * x"),
+        ("kit/files.py", "LIMIT = 3", "LIMIT = 4"),
+    ],
+    ids=["imported", "in a function", "package", "outer package", "through a package", "indirect"],
+)
+def test_hash_of_code_depends_on(kit, module, old, new):
+    before = digest_code(NOTEBOOK, kit)
+    (kit / module).write_text(MODULES[module].replace(old, new))
+    assert digest_code(NOTEBOOK, kit) != before
+
+
+def test_hash_of_code_names_the_module_that_is_not_python(kit):
+    (kit / "kit" / "files.py").write_text("LIMIT =")
+    with pytest.raises(SyntaxError, match=r"invalid syntax \(files.py, line 1\)"):
+        digest_code(NOTEBOOK, kit)
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory):
+    """Whether the maps' notebook depends on a module, from a copy of the repository in which the module is edited."""
+    root = tmp_path_factory.mktemp("repository")
+    for package in ("xattn", "reproduction"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    notebook = cells(ROOT / "notebooks" / "paper" / "10_maps.ipynb")
+    source = "\n".join(text for kind, text in notebook if kind == "code")
+    before = digest_code(source, root)
+
+    def depends(module):
+        text = (root / module).read_text(encoding="utf-8")
+        (root / module).write_text(f"{text}\nADDED = 1\n", encoding="utf-8")
+        after = digest_code(source, root)
+        (root / module).write_text(text, encoding="utf-8")
+        return after != before
+
+    return depends
+
+
+@pytest.mark.parametrize("module", ["xattn/figures.py", "reproduction/figures.py", "xattn/analysis/faithfulness.py"])
+def test_maps_do_not_depend_on(dependencies, module):
+    assert not dependencies(module)
+
+
+def test_maps_depend_on_perturbation_and_models(dependencies):
+    models = [path.relative_to(ROOT).as_posix() for path in (ROOT / "xattn" / "models").glob("*.py")]
+    modules = ["xattn/attribution/occlusion.py", "xattn/explain.py", "xattn/store.py", "xattn/audio.py", *models]
+    assert "xattn/models/whisper.py" in modules
+    assert [module for module in modules if not dependencies(module)] == []
+
+
 @pytest.mark.parametrize(
     ("model", "recorded"),
     [
-        ("owner/small", "owner/small@" + 40 * "a"),  # the branch main, as the hub's cache keeps it
+        ("owner/small", "owner/small@" + 40 * "a"),  # the branch main in the hub's cache
         ("owner/small@v1", "owner/small@" + 40 * "b"),
         ("owner/small@" + 40 * "b", "owner/small@" + 40 * "b"),
-        ("owner/small@v2", "owner/small@v2"),  # which was never fetched
+        ("owner/small@v2", "owner/small@v2"),  # not downloaded
         ("owner/large", "owner/large"),
     ],
 )
-def test_a_model_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch, model, recorded):
+def test_hub_model_is_recorded_with_its_commit(tmp_path, monkeypatch, model, recorded):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached = tmp_path / "models--owner--small"
     (cached / "refs").mkdir(parents=True)
@@ -58,12 +172,13 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch, m
     assert used_model(tmp_path, model) == recorded
 
 
-def test_a_model_s_folder_is_recorded_with_its_hash_even_where_it_could_be_an_id(tmp_path):
+def test_model_folder_is_recorded_with_its_hash_even_if_its_path_looks_like_a_hub_id(tmp_path):
     (tmp_path / "models" / "base").mkdir(parents=True)
     (tmp_path / "models" / "base" / "weights").write_text("0.5")
     assert used_model(tmp_path, "models/base") == digest_files(tmp_path / "models/base", "**/*")
 
 
-def test_versions_are_of_declared_packages_alone():
+def test_versions_are_those_of_the_packages_that_a_run_can_use():
     found = versions()
-    assert found["numpy"] and "torch" in found and "pytest" not in found and len(found) > 15
+    assert found["numpy"] and {"torch", "papermill"} <= found.keys() and len(found) > 15
+    assert not {"pytest", "dask", "espeakng-loader"} & found.keys()

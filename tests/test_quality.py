@@ -1,15 +1,21 @@
+"""Word error rate, BLEU, chrF and COMET against counts by hand and other libraries; intervals of corpus scores."""
+
 import sys
 from collections import Counter
 from dataclasses import replace
 
 import jiwer
+import numpy as np
+import pandas as pd
 import pytest
 import sacrebleu
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 
-from xattn.quality import bleu, chrf, comet, normalise, quality_table, transcribe, wer, word_error_rate
+from xattn.analysis.faithfulness import PERCENT, areas
+from xattn.analysis.quality import bleu, chrf, comet, normalise, quality_table, transcribe, wer, word_error_rate
 
 
 @pytest.mark.parametrize(
@@ -27,7 +33,7 @@ def test_word_error_rate_counted_by_hand(reference, hypothesis, percent):
     assert wer([reference], [hypothesis], "en") == pytest.approx(percent)
 
 
-def test_rate_is_that_of_the_corpus_not_the_mean_of_rates():
+def test_word_error_rate_is_a_corpus_rate_not_a_mean_of_rates():
     references = ["yes", "the dog sleeps in the house"]
     assert wer(references, ["no", "the dog sleeps in the house"], "en") == pytest.approx(100 / 7)
 
@@ -46,29 +52,29 @@ def test_normalisation_of_italian_keeps_accents():
 
 
 @pytest.mark.parametrize("silent", ["", "  ", "?!", "(Applause)", "[Laughter]"])
-def test_a_reference_without_words_is_left_out_and_named(silent, capsys):
+def test_reference_without_words_is_skipped_and_reported(silent, capsys):
     found = wer(["a dog", silent, "the cat", silent], ["a dog", "a cat", "the dog", ""], "en")
     assert found == 25.0
-    said = "Left out of the WER: 2 of 4 references, which have no words after normalisation"
-    assert capsys.readouterr().out == f"{said} ({silent!r}).\n"
+    message = f"Skipped in the WER: 2 of 4 references without words after normalisation ({silent!r}).\n"
+    assert capsys.readouterr().out == message
     with pytest.raises(ValueError, match="None of the 2 references has words after normalisation: give transcripts"):
         wer([silent, "!"], ["a dog", "a cat"], "en")
 
 
-def test_the_scores_of_a_table_are_of_the_utterances_that_can_be_scored(model, utterances, capsys):
-    odd = replace(utterances[0], id="odd", transcript="(Applause)")
-    table = quality_table(model, [*utterances, odd], "en").set_index("metric").loc["WER"]
+def test_table_scores_only_utterances_with_words(model, utterances, capsys):
+    applause = replace(utterances[0], id="applause", transcript="(Applause)")
+    table = quality_table(model, [*utterances, applause], "en").set_index("metric").loc["WER"]
     assert "1 of 3 references" in capsys.readouterr().out
     expected = quality_table(model, utterances, "en").set_index("metric").loc["WER"]
     assert table.n == 2 and table.equals(expected) and capsys.readouterr().out == ""
-    assert quality_table(model, [*utterances, odd], "en-it").n.tolist() == [3, 3]
+    assert quality_table(model, [*utterances, applause], "en-it").n.tolist() == [3, 3]
 
 
-def test_features_wait_on_the_processor_for_their_batch(model, utterances, monkeypatch):
+def test_only_one_batch_of_features_is_on_the_device(model, utterances, monkeypatch):
     inputs = [model.features(utterance.audio()).to("meta") for utterance in utterances]  # a device without memory
     batches = []
 
-    def generate(batch, setting, mask):
+    def generate(batch, direction, mask):
         batches.append((batch.device.type, mask.device.type))
         return [torch.tensor([2])] * len(batch)
 
@@ -77,7 +83,7 @@ def test_features_wait_on_the_processor_for_their_batch(model, utterances, monke
     assert transcribe(model, inputs, "en", batch_size=1) == ["", ""] and batches == [("cpu", "cpu")] * 2
 
 
-def test_lists_of_unequal_length_are_refused():
+def test_lists_of_unequal_length_are_an_error():
     with pytest.raises(ValueError, match="2 references came with 1 hypotheses"):
         wer(["a", "b"], ["a"], "en")
 
@@ -107,7 +113,7 @@ words = st.lists(st.sampled_from(["il", "cane", "non", "dorme,", "mai", "."]), m
 
 
 @given(st.lists(st.tuples(words.filter(bool), words), min_size=1, max_size=6), st.data())
-def test_rows_of_counts_score_as_their_texts(pairs, data):
+def test_score_of_drawn_counts_is_the_score_of_their_texts(pairs, data):
     rows = data.draw(st.lists(st.integers(0, len(pairs) - 1), min_size=1, max_size=6))
     references, hypotheses = ([pairs[row][side] for row in rows] for side in (0, 1))
     for metric, oracle in (
@@ -119,8 +125,45 @@ def test_rows_of_counts_score_as_their_texts(pairs, data):
         assert metric.score(counts[rows]) == pytest.approx(oracle)
 
 
+REFERENCES = ("a dog", "the cat sleeps", "yes", "we see the bird", "no", "the end")
+HYPOTHESES = ("a dog", "the cat", "no", "we see", "no", "an end")
+
+
+def interval_of_200_resamples(score):
+    """The 95 % interval of score(references, hypotheses) over 200 bootstrap resamples, drawn with seed 0."""
+    samples = np.random.default_rng(0).integers(len(REFERENCES), size=(200, len(REFERENCES)))
+    return np.percentile(
+        [score([REFERENCES[row] for row in rows], [HYPOTHESES[row] for row in rows]) for rows in samples], [2.5, 97.5]
+    )
+
+
+def test_quality_interval_comes_from_200_resamples(model, utterances, monkeypatch):
+    spoken = [replace(utterances[0], id=str(row), transcript=text) for row, text in enumerate(REFERENCES)]
+    monkeypatch.setattr("xattn.analysis.quality.transcribe", lambda *_: list(HYPOTHESES))
+    table = quality_table(model, spoken, "en")
+    expected = interval_of_200_resamples(lambda *texts: 100 * jiwer.wer(*map(list, texts)))
+    assert table[["low", "high"]].values[0] == pytest.approx(expected)
+
+
+def test_deletion_interval_comes_from_200_resamples():
+    """Hypotheses stay as they are up to 40 % of deleted cells and are empty from 45 % on."""
+    rows = [
+        (str(row), "CA", percent, reference, hypothesis if percent <= 40 else "")
+        for row, (reference, hypothesis) in enumerate(zip(REFERENCES, HYPOTHESES, strict=True))
+        for percent in PERCENT
+    ]
+    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+
+    def area(references, hypotheses):
+        words = min(100.0, 100 * jiwer.wer(references, hypotheses))
+        return trapezoid(np.where(PERCENT <= 40, words, 100.0), PERCENT) / 100
+
+    _, summary = areas(curves, "corpus-capped WER", "en")
+    assert summary[["low", "high"]].values[0] == pytest.approx(interval_of_200_resamples(area))
+
+
 COMET_SCORE = """#!{python}
-# The command line and the output file of unbabel-comet 2.2, with the share of equal words for a score.
+# The command line and output file of unbabel-comet 2.2; the score is the share of equal words.
 import argparse, json, pathlib
 parser = argparse.ArgumentParser()
 for flag in ("-s", "-t", "-r", "--model", "--gpus", "--to_json"):
@@ -136,7 +179,7 @@ pathlib.Path(a.to_json).write_text(json.dumps({{a.t: rows}}))
 """
 
 
-def test_comet_is_asked_of_its_own_command(tmp_path, monkeypatch):
+def test_comet_runs_as_a_separate_command(tmp_path, monkeypatch):
     texts = ["the dog", "the\ncat sleeps"], ["il cane", "il gatto dorme"], ["il cane", "il cane dorme"]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert comet(*texts) is None
@@ -145,5 +188,5 @@ def test_comet_is_asked_of_its_own_command(tmp_path, monkeypatch):
     command.chmod(0o755)
     assert comet(*texts) == pytest.approx([1.0, 2 / 3])
     command.write_text("#!/bin/sh\necho no such model >&2\nexit 1\n")
-    with pytest.raises(RuntimeError, match=r"comet-score failed \(\['no such model'\]\): mend it or take it off"):
+    with pytest.raises(RuntimeError, match=r"comet-score failed \(\['no such model'\]\): repair it or remove it"):
         comet(*texts)

@@ -1,9 +1,14 @@
+"""Explaining a corpus: storing, skipping, resuming, keys, cost, and the model on a worker."""
+
 import os
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,64 +16,64 @@ import torch
 import xarray as xr
 from conftest import counted, without_seconds
 
-import xattn.occlusion
+import xattn.attribution.occlusion
 from xattn import runs, store
-from xattn.explain import Occlusion, explain, explain_targets
+from xattn.explain import Occlusion, explain, explain_directions
 from xattn.models import load_model
-from xattn.runs import cost, explain_corpus
+from xattn.runs import estimate_cost, explain_corpus, explain_into
+from xattn.store import load_maps
 
-SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
+SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
+EXPLAIN = sys.modules["xattn.explain"]  # `xattn.explain` is the function
 
 
 class Untouchable:
-    """A model of which only the name, the device and the hash may be read."""
+    """A model that can only be asked for its name, device and hash."""
 
     def __init__(self, model):
         self.name, self.device, self.weights_hash = model.name, model.device, model.weights_hash
 
 
-def test_a_corpus_is_explained_into_the_store_once(model, utterances, tmp_path, capsys, monkeypatch):
-    occlusion = Occlusion(**SMALL)
-    explain_corpus(model, utterances, ["en", "en-it"], tmp_path, occlusion)
+def test_corpus_is_explained_and_stored_once(model, utterances, tmp_path, capsys):
+    explain_corpus(model, utterances, tmp_path, translate_to=["en", "it"], occlusion=SMALL)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["tiny en+en-it 1/2 en-test-0", "tiny en+en-it 2/2 en-test-1"]
     assert all("s an utterance" in line and line.endswith("s left") for line in lines)
     assert lines[-1].endswith(" 0 s left")
-    for setting, target in (("en", "en"), ("en-it", "it")):
-        stored = list(store.load_all(tmp_path, "tiny", setting))
+    for direction, target in (("en", "en"), ("en-it", "it")):
+        stored = list(load_maps(tmp_path, "tiny", direction))
         assert [item.utterance for item in stored] == ["en-test-0", "en-test-1"]
-        expected = explain(model, utterances[1], target, **SMALL)
+        expected = explain(model, utterances[1], translate_to=target, occlusion=SMALL, progress=False)
         del stored[1].attrs["key"]
         xr.testing.assert_identical(without_seconds(stored[1]), without_seconds(expected))
 
-    for again in (occlusion, Occlusion(**SMALL | {"batch_size": 64})):
-        explain_corpus(Untouchable(model), utterances, ["en", "en-it"], tmp_path, again)
+    for again in (SMALL, replace(SMALL, batch_size=64)):
+        explain_corpus(Untouchable(model), utterances, tmp_path, translate_to=["en", "it"], occlusion=again)
         assert capsys.readouterr().out == ""
     with pytest.raises(AttributeError):
-        explain_corpus(Untouchable(model), utterances, ["en"], tmp_path, Occlusion(**SMALL | {"seed": 1}))
+        explain_corpus(Untouchable(model), utterances, tmp_path, occlusion=replace(SMALL, seed=1))
 
 
-def test_an_interrupted_corpus_is_continued(model, utterances, tmp_path, capsys, monkeypatch):
-    occlusion = Occlusion(**SMALL)
-    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+def test_interrupted_corpus_resumes(model, utterances, tmp_path, capsys, monkeypatch):
+    explain_corpus(model, utterances[:1], tmp_path, occlusion=SMALL)
     first = next((tmp_path / "tiny" / "en").glob("*.zarr.zip"))
     before = first.stat().st_mtime_ns
     capsys.readouterr()
     calls = counted(model, monkeypatch, "encode")
-    explain_corpus(model, utterances, ["en"], tmp_path, occlusion)
+    explain_corpus(model, utterances, tmp_path, occlusion=SMALL)
     assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
     assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
 
 
-def test_the_cost_of_a_corpus_is_foretold(model, utterances):
-    few = Occlusion(input_masks=50, encoder_masks=50, batch_size=5, precision="float32")
-    many = Occlusion(input_masks=5000, encoder_masks=5000, batch_size=5, precision="float32")
+def test_estimated_size_is_that_of_the_stored_maps(model, utterances):
+    few = replace(SMALL, input_masks=50, encoder_masks=50)
+    many = replace(SMALL, input_masks=5000, encoder_masks=5000)
     sizes = []
     for occlusion in (few, many):
-        seconds, size = cost(model, utterances, ["en", "en-it"], occlusion)
+        seconds, size = estimate_cost(model, utterances, ["en", "en-it"], occlusion)
         assert seconds > 0
         sizes.append(size)
-    both = explain_targets(model, utterances[1], ["en", "it"], few)
+    both = explain_directions(model, utterances[1], ["en", "en-it"], few)
     stored = sum(maps.drop_vars("input_saliency").nbytes for maps in both)
     share = sum(utterance.duration for utterance in utterances) / utterances[1].duration
     assert sizes[0] == pytest.approx(stored * share)
@@ -77,16 +82,16 @@ def test_the_cost_of_a_corpus_is_foretold(model, utterances):
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 5, 7])
-def test_a_kill_in_the_middle_of_an_utterance_costs_no_finished_batch(
+def test_interrupted_utterance_resumes_without_scoring_a_batch_again(
     model, utterances, tmp_path, monkeypatch, killed_at
 ):
-    """Killed at a batch of the spectrogram's masks or, after those three, of the encoder's; then continued."""
-    occlusion = Occlusion(**SMALL | {"encoder_masks": 20})
-    expected = explain(model, utterances[0], **asdict(occlusion))
-    monkeypatch.setattr("xattn.occlusion.CHECKPOINT_SECONDS", -1.0)
-    scored, whole = [], xattn.occlusion.divergence_from
+    """Batches 1 to 3 mask the spectrogram, 4 to 7 the encoder output."""
+    occlusion = replace(SMALL, encoder_masks=20)
+    expected = explain(model, utterances[0], occlusion=occlusion, progress=False)
+    monkeypatch.setattr("xattn.attribution.occlusion.CHECKPOINT_SECONDS", -1.0)
+    scored, whole = [], xattn.attribution.occlusion.divergence_from
 
-    def dying(log_p):
+    def interrupted(log_p):
         divergence = whole(log_p)
 
         def counted(log_q):
@@ -97,109 +102,137 @@ def test_a_kill_in_the_middle_of_an_utterance_costs_no_finished_batch(
 
         return counted
 
-    monkeypatch.setattr(sys.modules["xattn.explain"], "divergence_from", dying)
+    monkeypatch.setattr(EXPLAIN, "divergence_from", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
+        explain_corpus(model, utterances[:1], tmp_path, occlusion=occlusion)
     (partial,) = (tmp_path / "tiny" / "en").iterdir()
     assert partial.name == ".en-test-0.partial.npz"
-    explain_corpus(model, utterances[:1], ["en"], tmp_path, occlusion)
-    assert len(scored) == 7 + 1  # 12 and 20 masks in batches of 5, and the one that was interrupted
-    (stored,) = store.load_all(tmp_path, "tiny", "en")
+    explain_corpus(model, utterances[:1], tmp_path, occlusion=occlusion)
+    assert len(scored) == 7 + 1  # 12 and 20 masks in batches of 5, and the interrupted batch
+    (stored,) = load_maps(tmp_path, "tiny", "en")
     del stored.attrs["key"]
     xr.testing.assert_identical(without_seconds(stored), without_seconds(expected))
     assert not partial.exists()
 
 
-def test_a_smaller_run_leaves_the_rest_of_a_larger_one_out(model, utterances, tmp_path):
-    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
-    explain_corpus(model, utterances[1:], ["en"], tmp_path, Occlusion(**SMALL | {"seed": 5}))
-    (only,) = store.load_all(tmp_path, "tiny", "en")
+def test_maps_of_a_smaller_run_exclude_the_rest_of_a_larger_one(model, utterances, tmp_path):
+    explain_corpus(model, utterances, tmp_path, occlusion=SMALL)
+    explain_corpus(model, utterances[1:], tmp_path, occlusion=replace(SMALL, seed=5))
+    (only,) = load_maps(tmp_path, "tiny", "en")
     assert (only.utterance, only.seed) == ("en-test-1", 5)
 
 
-def test_a_corpus_goes_on_without_an_utterance_that_has_no_output(model, utterances, tmp_path, capsys, monkeypatch):
+def test_utterance_with_fewer_than_two_tokens_is_skipped(model, utterances, tmp_path, capsys, monkeypatch):
     whole, first = model.generate, model.features(utterances[0].audio())[None]
     short = torch.tensor([9, 2])  # one token before </s>
 
-    def generate(features, language):
-        return [short] if features.shape == first.shape else whole(features, language)
+    def generate(features, direction, **options):
+        return [short] if features.shape == first.shape else whole(features, direction, **options)
 
     monkeypatch.setattr(model, "generate", generate)
     assert first.shape != model.features(utterances[1].audio())[None].shape
-    explain_corpus(model, utterances, ["en"], tmp_path, Occlusion(**SMALL))
-    assert [item.utterance for item in store.load_all(tmp_path, "tiny", "en")] == [utterances[1].id]
+    explain_corpus(model, utterances, tmp_path, occlusion=SMALL)
+    assert [item.utterance for item in load_maps(tmp_path, "tiny", "en")] == [utterances[1].id]
     printed = capsys.readouterr().out
-    assert (
-        printed.startswith("tiny en 1/2 en-test-0: left out (tiny wrote ") and "for en-test-0 in 'en': check" in printed
-    )
-    explain(model, utterances[0], **SMALL)  # a single token can be explained
+    assert printed.startswith("tiny en 1/2 en-test-0: skipped (tiny wrote ")
+    assert "for en-test-0 in 'en': check" in printed
+    explain(model, utterances[0], occlusion=SMALL)  # a single token can be explained
 
 
-def test_a_corrected_transcript_reaches_the_maps_and_costs_none(model, utterances, tmp_path, capsys):
-    settings, occlusion = ["en", "en-it"], Occlusion(**SMALL)
-    explain_corpus(model, utterances, settings, tmp_path, occlusion)
+def test_corrected_transcript_reaches_the_maps_without_computing_them_again(model, utterances, tmp_path, capsys):
+    options = {"translate_to": ["en", "it"], "occlusion": SMALL}
+    explain_corpus(model, utterances, tmp_path, **options)
     capsys.readouterr()
     corrected = [replace(utterances[0], transcript="the dog slept"), utterances[1]]
-    explain_corpus(Untouchable(model), corrected, settings, tmp_path, occlusion)
+    explain_corpus(Untouchable(model), corrected, tmp_path, **options)
     assert capsys.readouterr().out == ""
-    found = {setting: [maps.reference for maps in store.load_all(tmp_path, "tiny", setting)] for setting in settings}
+    found = {each: [maps.reference for maps in load_maps(tmp_path, "tiny", each)] for each in ("en", "en-it")}
     assert found == {
         "en": ["the dog slept", utterances[1].transcript],
         "en-it": [utterance.translation for utterance in utterances],
     }
 
 
-def test_maps_that_end_where_all_settings_are_reliable_are_those_of_all_settings(model, utterances, tmp_path):
-    for reliability in (1.0, 0.99):
-        occlusion = Occlusion(**SMALL | {"reliability": reliability})
-        explain_corpus(model, utterances[:1], ["en", "en-it"], tmp_path, occlusion)
-        explain_corpus(Untouchable(model), utterances[:1], ["en-it", "en"], tmp_path, occlusion)
-        if reliability == 1:
-            explain_corpus(Untouchable(model), utterances[:1], ["en"], tmp_path, occlusion)
-        else:
-            with pytest.raises(AttributeError):
-                explain_corpus(Untouchable(model), utterances[:1], ["en"], tmp_path, occlusion)
+@pytest.mark.parametrize("reliability", [1.0, 0.99])
+def test_maps_of_one_direction_can_be_reused_unless_all_directions_decide_when_to_stop(
+    model, utterances, tmp_path, reliability
+):
+    explain = partial(explain_corpus, folder=tmp_path, occlusion=replace(SMALL, reliability=reliability))
+    explain(model, utterances[:1], translate_to=["en", "it"])
+    explain(Untouchable(model), utterances[:1], translate_to=["it", "en"])
+    with nullcontext() if reliability == 1 else pytest.raises(AttributeError):
+        explain(Untouchable(model), utterances[:1])
 
 
-def test_workers_are_told_whole_paths_and_a_model_of_the_hub_by_its_id(
+LATER_VERSIONS = {"kaldi-native-fbank": "1.22.5", "scipy": "1.17.1", "soundfile": "0.14.0", "av": "18.1.0"}
+
+
+@pytest.fixture
+def key_with(model, utterances, tmp_path, monkeypatch):
+    """The key of stored maps if some packages had other versions."""
+
+    def key(versions):
+        with monkeypatch.context() as patch:
+            patch.setattr(EXPLAIN, "version", lambda name: versions.get(name) or version(name))
+            explain_into(model, utterances[0], ["en"], tmp_path, SMALL)
+        return store.load(store.path_of(tmp_path, "tiny", "en", utterances[0].id)).key
+
+    return key
+
+
+def test_keys_of_stored_maps_are_those_from_before_four_libraries_entered(key_with, monkeypatch):
+    key = key_with(LATER_VERSIONS)
+    monkeypatch.setattr(EXPLAIN, "LATER_LIBRARIES", {})
+    assert key_with({}) == key
+
+
+def test_keys_of_stored_maps_change_with_the_version_of_every_library(key_with):
+    libraries = ["torch", "transformers", "scikit-image", "numpy", *LATER_VERSIONS]
+    keys = {key_with(LATER_VERSIONS | {library: "0.1"}) for library in libraries}
+    assert len(keys | {key_with(LATER_VERSIONS)}) == len(libraries) + 1
+
+
+def test_workers_receive_absolute_paths_and_the_id_of_a_hub_model(
     model, utterances, tiny_folder, tmp_path, monkeypatch
 ):
-    told = []
+    received = []
 
     class Client:
         def submit(self, function, utterance, **options):
-            told.append((function.args[0], function.args[3].keywords["folder"], utterance))
+            received.append((function.args[0], function.args[3].keywords["folder"], utterance))
             raise ConnectionError
 
-    monkeypatch.chdir(tiny_folder.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(tiny_folder)  # a linked model is named after the link
     relative = [
         replace(u, audio_path=Path(os.path.relpath(u.audio_path)), manifest=Path(os.path.relpath(u.manifest)))
         for u in utterances
     ]
-    for source in ("tiny", "FBK-MT/fama-small@0123abc"):
+    for source in ("linked", "FBK-MT/fama-small@0123abc"):
         monkeypatch.setattr(model, "source", source)
         with pytest.raises(ConnectionError):
-            explain_corpus(model, relative, ["en"], os.path.relpath(tmp_path), Occlusion(**SMALL), Client())
-    assert told == [(source, tmp_path, utterances[0]) for source in (str(tiny_folder), "FBK-MT/fama-small@0123abc")]
+            explain_corpus(model, relative, os.path.relpath(tmp_path), occlusion=SMALL, workers=Client())
+    sources = str(tmp_path / "linked"), "FBK-MT/fama-small@0123abc"
+    assert received == [(source, tmp_path, utterances[0]) for source in sources]
 
 
-def test_a_worker_has_the_model_that_is_asked_for_and_no_other(made, tiny_folder, tmp_path):
+def test_worker_uses_exactly_the_requested_weights(made, tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder, tmp_path / "tiny")
 
-    def of_worker(weights_hash):
+    def model_of_worker(weights_hash):
         return runs._on_worker(str(folder), "cpu", weights_hash, lambda model, utterance: model, None)
 
     first = load_model(folder).weights_hash
-    loaded = of_worker(first)
-    assert loaded.weights_hash == first and of_worker(first) is loaded
-    made.network(seed=1).save_pretrained(folder)  # trained again in the same place
+    loaded = model_of_worker(first)
+    assert loaded.weights_hash == first and model_of_worker(first) is loaded
+    made.network(seed=1).save_pretrained(folder)  # trained again in the same folder
     second = load_model(folder).weights_hash
-    assert second != first and of_worker(second).weights_hash == second
+    assert second != first and model_of_worker(second).weights_hash == second
     with pytest.raises(ValueError, match="tiny holds other weights than the model that was loaded from it: load it"):
-        of_worker(first)
+        model_of_worker(first)
 
 
-def test_threads_of_a_worker_take_turns(model, tiny_folder):
+def test_threads_of_a_worker_run_one_at_a_time(model, tiny_folder):
     running, most = [], []
 
     def unit(model, number):

@@ -7,23 +7,22 @@ import pytest
 import sentencepiece
 import torch
 from conftest import SENTENCES
-from pretrained import SMALL, PretrainedChecks, listening, log_p
+from pretrained import PretrainedChecks, log_p, quietly, randomised
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, SeamlessM4TFeatureExtractor, SeamlessM4TTokenizer, SeamlessM4Tv2Config
 from transformers import SeamlessM4Tv2ForSpeechToText as Network
 
+from xattn.analysis.correlation import correlate
 from xattn.audio import SAMPLE_RATE
-from xattn.compare import correlate, reduce_to_steps
-from xattn.explain import explain
-from xattn.faithfulness import spread
-from xattn.interop import read_released, write_released
+from xattn.maps import expand_to_frames, reduce_to_steps
 from xattn.models import load_model
 from xattn.models.seamless import SeamlessModel
+from xattn.released import read_released, write_released
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A checkpoint as it lies on the hub."""
+    """A checkpoint like those on the hub."""
     folder = tmp_path_factory.mktemp("seamless") / "seamless-tiny"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
@@ -53,23 +52,23 @@ def folder(tmp_path_factory):
         decoder_start_token_id=3,
         **{"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
     )
-    for part in (listening(network, end=0.5), SeamlessM4TFeatureExtractor()):
+    for part in (randomised(network, end=0.5), SeamlessM4TFeatureExtractor()):
         part.save_pretrained(folder)
     return folder
 
 
 class TestSeamless(PretrainedChecks):
-    SETTINGS = ("en", "en-it")
+    DIRECTIONS = ("en", "en-it")
 
     def framed(self, model, inputs):
         return inputs["input_features"][0].view(-1, 80)
 
-    def search(self, model, inputs, setting):
+    def search(self, model, inputs, direction):
         languages = {"en": "eng", "it": "ita"}
         return Network.generate(
             model.network,
             **inputs,
-            tgt_lang=languages[setting[-2:]],
+            tgt_lang=languages[direction[-2:]],
             forced_eos_token_id=3,
             num_beams=5,
             no_repeat_ngram_size=5,
@@ -82,10 +81,11 @@ class TestSeamless(PretrainedChecks):
         return 0.0125 + 0.01 * np.arange(frames), 0.0125 + 0.01 * (first + last) / 2
 
 
-def test_what_a_loaded_model_says_of_itself(pretrained):
+def test_a_loaded_model_has_the_interface(pretrained):
     assert isinstance(pretrained, SeamlessModel) and pretrained.name == "seamless-tiny"
     assert pretrained.languages == ("en", "afr", "it")
-    assert (pretrained.frame_seconds, pretrained.subsampling, pretrained.lead) == (0.01, 16, 8)
+    assert pretrained.frame_seconds == 0.01 and not pretrained.detects_language
+    assert pretrained.step_frames(40).tolist() == [[-8, 8], [8, 24], [24, 40]]
     assert pretrained.tokens(pretrained.prompt("en-it")) == ["</s>", "__ita__"]
     ids = 1 + torch.tensor([*pretrained.tokenizer.encode("the dog sì"), 2])
     assert "".join(pretrained.tokens(ids)) == "▁the▁dog▁sì</s>"
@@ -94,13 +94,13 @@ def test_what_a_loaded_model_says_of_itself(pretrained):
         pretrained.prompt("en-fr")
 
 
-def test_ids_are_those_of_transformers_own_tokenizer(pretrained):
+def test_ids_equal_those_of_transformers_own_tokenizer(pretrained):
     vocabulary = {pretrained.tokenizer.id_to_piece(index): index for index in range(60)}
     ids = SeamlessM4TTokenizer.convert_from_spm_model(vocabulary)["vocab"]
     assert pretrained.tokens(torch.tensor(list(ids.values()))) == list(ids) and ids["</s>"] == 3 and len(ids) == 61
 
 
-def test_an_id_that_the_checkpoint_does_not_name_is_a_number(pretrained):
+def test_an_id_without_a_piece_is_shown_as_a_number(pretrained):
     size = pretrained.tokenizer.get_piece_size()
     last = pretrained.tokenizer.id_to_piece(size - 1)
     assert size + 40 not in pretrained.names
@@ -108,7 +108,7 @@ def test_an_id_that_the_checkpoint_does_not_name_is_a_number(pretrained):
     assert pretrained.text(torch.tensor([size + 40])) == ""
 
 
-def test_an_odd_last_frame_is_left_out(pretrained):
+def test_an_odd_last_frame_is_dropped(pretrained):
     rng = np.random.default_rng(0)
     ids = torch.cat([pretrained.prompt("en"), torch.tensor([20, 21])])
     for frames in (99, 105, 113):
@@ -122,7 +122,7 @@ def test_an_odd_last_frame_is_left_out(pretrained):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_the_other_tasks_of_a_checkpoint_are_passed_over_in_silence(pretrained, folder, tmp_path, capfd):
+def test_weights_of_other_tasks_are_ignored_silently(pretrained, folder, tmp_path, capfd):
     copy = tmp_path / "whole"
     shutil.copytree(folder, copy)
     tensors = load_file(copy / "model.safetensors")
@@ -134,33 +134,39 @@ def test_the_other_tasks_of_a_checkpoint_are_passed_over_in_silence(pretrained, 
 
 @pytest.mark.parametrize("frames", range(98, 130, 2))
 def test_a_step_covers_the_window_of_the_adapter(pretrained, frames):
-    steps = pretrained.steps(frames)
+    step_frames = pretrained.step_frames(frames)
+    steps = len(step_frames)
     assert pretrained.encode(torch.zeros(1, frames, 80)).shape == (1, steps, 16)
     convolution = pretrained.network.speech_encoder.adapter.layers[0].self_attn_conv
-    impulses = torch.eye(frames // 2)[:, None].expand(-1, 16, -1)  # one for each joined frame
+    impulses = torch.eye(frames // 2)[:, None].expand(-1, 16, -1)  # one for each pair of frames
     with torch.inference_mode():
         reached = (convolution(impulses) - convolution(torch.zeros(1, 16, frames // 2))).abs().amax(dim=1) > 1e-6
-    covered = reached.any(dim=1)  # joined frames past the last window are not
+    covered = reached.any(dim=1)  # pairs past the last window are not
     assert (reached.sum(dim=1) <= 1).all() and covered[:-3].all()
-    own = spread(np.arange(steps)[None], frames, 1, pretrained.subsampling, pretrained.lead)[0, ::2, 0]
+    own = expand_to_frames(np.arange(steps)[None], step_frames, frames, 1)[0, ::2, 0]
     assert np.array_equal(own[covered], reached[covered].int().argmax(dim=1))
     cells = np.repeat(np.arange(frames // 2.0), 2)[None, :, None]
-    last = reduce_to_steps(cells, steps, pretrained.subsampling, lead=pretrained.lead)[0]
+    last = reduce_to_steps(cells, step_frames)[0]
     assert np.array_equal(last, [int(reached[:, step].nonzero().max()) for step in range(steps)])
 
 
-def test_its_maps_keep_their_steps_in_files_of_other_tools(pretrained, utterances, tmp_path):
-    maps = explain(pretrained, utterances[0], **SMALL)
+def test_its_maps_keep_their_steps_in_released_files(pretrained, utterances, tmp_path):
+    maps = quietly(pretrained, utterances[0])
     write_released([maps], tmp_path / "seamless-tiny" / "en")
     (read,) = read_released(tmp_path / "seamless-tiny" / "en")
-    for name in ("step", "time", "token", "cross_attention", "input_saliency", "encoder_saliency"):
+    for name in ("step", "step_start", "step_end", "time", "token", "word"):
         assert np.array_equal(read[name], maps[name]), name
-    assert correlate(read, "input").identical(correlate(maps, "input"))
+    for name in ("cross_attention", "input_saliency", "encoder_saliency"):
+        assert np.array_equal(read[name], maps[name]), name
+    rho = [correlate(item.cross_attention, item.input_saliency) for item in (read, maps)]
+    assert rho[0].identical(rho[1])
 
 
-def test_a_checkpoint_that_does_not_tell_its_languages(folder, tmp_path):
+def test_a_checkpoint_without_its_languages_raises(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "generation_config.json").unlink()
-    with pytest.raises(ValueError, match="No generation_config.json of .*copy tells its languages: fetch the model"):
+    with pytest.raises(
+        ValueError, match="copy has no generation_config.json with its languages: download the complete"
+    ):
         load_model(copy)

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import torch
 from conftest import SENTENCES
-from pretrained import SMALL, PretrainedChecks, listening
+from pretrained import SMALL, PretrainedChecks, quietly, randomised
 from transformers import (
     GenerationConfig,
     Speech2TextConfig,
@@ -19,14 +19,14 @@ from transformers import (
 from transformers.models.speech_to_text.tokenization_speech_to_text import MUSTC_LANGS
 
 from xattn.audio import cmvn, log_mel
-from xattn.explain import explain
+from xattn.explain import Occlusion, explain
 from xattn.models import load_model
 from xattn.models.speech_to_text import SpeechToTextModel
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A checkpoint of several target languages as it lies on the hub."""
+    """A checkpoint with several target languages, like those on the hub."""
     folder = tmp_path_factory.mktemp("speech_to_text") / "s2t-tiny"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
@@ -61,25 +61,25 @@ def folder(tmp_path_factory):
     )
     network.generation_config = GenerationConfig(
         num_beams=5,
-        length_penalty=0.0,  # else a tag that is forced as output counts in the length, and one in a prompt does not
+        length_penalty=0.0,  # otherwise a tag forced as output would count in the length, unlike one in the prompt
         decoder_start_token_id=2,
         **{"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
     )
-    for part in (listening(network, end=1.0), Speech2TextFeatureExtractor(), tokenizer):
+    for part in (randomised(network, end=1.0), Speech2TextFeatureExtractor(), tokenizer):
         part.save_pretrained(folder)
     return folder
 
 
 class TestSpeechToText(PretrainedChecks):
-    SETTINGS = ("en-it", "en-de")
+    DIRECTIONS, ATTENTION = ("en-it", "en-de"), "eager"
 
     def framed(self, model, inputs):
         return inputs["input_features"][0]
 
-    def search(self, model, inputs, setting):
+    def search(self, model, inputs, direction):
         return model.network.generate(
             **inputs,
-            forced_bos_token_id=model.tokenizer.lang_code_to_id[setting[-2:]],
+            forced_bos_token_id=model.tokenizer.lang_code_to_id[direction[-2:]],
             forced_eos_token_id=2,
             num_beams=5,
             no_repeat_ngram_size=5,
@@ -91,28 +91,29 @@ class TestSpeechToText(PretrainedChecks):
         return 0.0125 + 0.01 * np.arange(frames), 0.0125 + 0.01 * (4 * np.arange(steps) + last) / 2
 
 
-def test_what_a_loaded_model_says_of_itself(pretrained):
+def test_a_loaded_model_has_the_interface(pretrained):
     assert isinstance(pretrained, SpeechToTextModel) and pretrained.name == "s2t-tiny"
     assert pretrained.languages == tuple(MUSTC_LANGS)
-    assert (pretrained.frame_seconds, pretrained.subsampling, pretrained.lead) == (0.01, 4, 0)
+    assert pretrained.frame_seconds == 0.01 and not pretrained.detects_language
+    assert pretrained.step_frames(10).tolist() == [[0, 4], [4, 8], [8, 12]]
     assert pretrained.tokens(pretrained.prompt("en-it")) == ["</s>", "<lang:it>"]
     ids = torch.tensor(pretrained.tokenizer("the dog sì").input_ids)[1:]
     assert "".join(pretrained.tokens(ids)) == "▁the▁dog▁sì</s>"
     assert pretrained.text(torch.cat([pretrained.prompt("en-it"), ids])) == "the dog sì"
 
 
-def test_features_are_those_of_the_paper_s_models(pretrained, audio):
+def test_features_equal_those_of_the_paper_s_models(pretrained, audio):
     np.testing.assert_allclose(pretrained.features(audio), cmvn(log_mel(audio)), atol=2e-3)
 
 
-def test_a_language_the_model_does_not_write(pretrained):
+def test_a_language_that_the_model_does_not_write_raises(pretrained):
     with pytest.raises(ValueError, match="The model s2t-tiny does not write 'en'; choose one of pt, fr, "):
         pretrained.prompt("en")
 
 
 @pytest.fixture(scope="module")
 def recogniser(folder, tmp_path_factory):
-    """The same without tags, as a checkpoint of one language is."""
+    """The same checkpoint without tags, like those for one language."""
     copy = tmp_path_factory.mktemp("recogniser") / "s2t-one"
     shutil.copytree(folder, copy)
     settings = json.loads((copy / "tokenizer_config.json").read_text())
@@ -121,22 +122,22 @@ def recogniser(folder, tmp_path_factory):
     return load_model(copy)
 
 
-def test_a_checkpoint_of_one_language_is_taken_at_the_user_s_word(recogniser, utterances):
+def test_a_checkpoint_for_one_language_accepts_every_direction(recogniser, utterances):
     assert recogniser.languages == ()
-    for setting in ("en", "en-de"):
-        assert recogniser.tokens(recogniser.prompt(setting)) == ["</s>"]
-    maps = explain(recogniser, utterances[0], **SMALL)
+    for direction in ("en", "en-de"):
+        assert recogniser.tokens(recogniser.prompt(direction)) == ["</s>"]
+    maps = quietly(recogniser, utterances[0])
     assert maps.setting == "en" and maps.token.values[-1] == "</s>" and maps.sizes["token"] > 1
 
 
-def test_its_language_has_to_be_given_for_a_recording_of_one_s_own(recogniser, utterances):
-    with pytest.raises(ValueError, match="s2t-one does not say which language it writes: give it as target"):
-        explain(recogniser, utterances[0].audio_path, **SMALL)
-    assert explain(recogniser, utterances[0].audio_path, "de", "en", **SMALL).setting == "en-de"
+def test_the_language_of_a_file_has_to_be_given(recogniser, utterances):
+    given = {"occlusion": Occlusion(**SMALL), "progress": False}
+    with pytest.raises(ValueError, match="s2t-one does not say which language it writes: give language, such as 'en'"):
+        explain(recogniser, utterances[0].audio_path, **given)
+    translated = explain(recogniser, utterances[0].audio_path, language="en", translate_to="de", **given)
+    assert translated.setting == "en-de"
 
 
-def test_a_recording_of_one_frame_cannot_be_normalised(pretrained):
-    with pytest.raises(
-        ValueError, match="The features that s2t-tiny takes of the recording are not finite: it is too short"
-    ):
+def test_a_recording_of_one_frame_raises(pretrained):
+    with pytest.raises(ValueError, match="The features of the recording are not finite for s2t-tiny: it is too short"):
         pretrained.features(np.random.default_rng(0).standard_normal(400).astype(np.float32))

@@ -1,3 +1,5 @@
+"""Maps on disk: round trips, keys, interruption, damage, the list of utterances, and checkpoints."""
+
 import os
 import resource
 import time
@@ -9,7 +11,8 @@ import pytest
 import xarray as xr
 
 from xattn import store
-from xattn.compare import correlate
+from xattn.analysis.correlation import correlate
+from xattn.analysis.faithfulness import load_texts, save_texts
 
 
 @pytest.fixture
@@ -27,14 +30,15 @@ def test_round_trip(made, path, tmp_path):
     loaded = store.load(path)
     assert loaded.attrs.pop("key") == "key-1"
     xr.testing.assert_identical(loaded, maps)
-    assert all(loaded[name].dtype == maps[name].dtype for name in maps.variables if name != "token")
-    for source in ("input", "encoder"):
-        xr.testing.assert_identical(correlate(loaded, source), correlate(maps, source))
+    assert all(loaded[name].dtype == maps[name].dtype for name in maps.variables)
+    for saliency in ("input_saliency", "encoder_saliency"):
+        expected = correlate(maps.cross_attention, maps[saliency])
+        xr.testing.assert_identical(correlate(loaded.cross_attention, loaded[saliency]), expected)
     assert visible(tmp_path) == ["tiny/en/made-1.zarr.zip"]
     assert os.listdir(path.parent) == ["made-1.zarr.zip"]
 
 
-def test_the_stored_form_is_compact(made, path):
+def test_stored_form_is_compact(made, path):
     store.save(made.maps(), path, "key-1")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -68,7 +72,7 @@ def test_keys(made, path):
     assert len({store.key_of(parameters | change) for change in changes}) == 5
 
 
-def test_maps_are_replaced_as_a_whole(made, path):
+def test_maps_are_replaced_completely(made, path):
     store.save(made.maps(seed=0), path, "key-1")
     shorter = made.maps(seed=1, tokens=("▁a", "▁b", "</s>"), frames=10)
     store.save(shorter, path, "key-2")
@@ -100,7 +104,7 @@ def interrupt_renaming(monkeypatch):
 
 
 @pytest.mark.parametrize("interrupt", [interrupt_writing, interrupt_renaming])
-def test_an_interruption_leaves_nothing_visible(made, path, tmp_path, monkeypatch, interrupt):
+def test_interruption_leaves_nothing_visible(made, path, tmp_path, monkeypatch, interrupt):
     with monkeypatch.context() as patch:
         interrupt(patch)
         with pytest.raises(KeyboardInterrupt):
@@ -108,13 +112,13 @@ def test_an_interruption_leaves_nothing_visible(made, path, tmp_path, monkeypatc
     assert visible(tmp_path) == []
     assert not store.is_current(path, "key-1")
     with pytest.raises(FileNotFoundError):
-        store.load_all(tmp_path, "tiny", "en")
+        store.load_maps(tmp_path, "tiny", "en")
     store.save(made.maps(), path, "key-1")
     assert store.is_current(path, "key-1") and os.listdir(path.parent) == ["made-1.zarr.zip"]
 
 
 @pytest.mark.parametrize("interrupt", [interrupt_writing, interrupt_renaming])
-def test_an_interruption_leaves_no_half_of_older_maps(made, path, tmp_path, monkeypatch, interrupt):
+def test_interruption_keeps_older_maps(made, path, tmp_path, monkeypatch, interrupt):
     old, new = made.maps(seed=0), made.maps(seed=1)
     store.save(old, path, "key-1")
     with monkeypatch.context() as patch:
@@ -129,7 +133,7 @@ def test_an_interruption_leaves_no_half_of_older_maps(made, path, tmp_path, monk
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "folder", "other zip"])
-def test_a_file_that_cannot_be_read(made, path, damage):
+def test_damaged_file_is_an_error(made, path, damage):
     store.save(made.maps(), path, "key-1")
     whole = path.read_bytes()
     path.unlink()
@@ -141,7 +145,7 @@ def test_a_file_that_cannot_be_read(made, path, damage):
     else:
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"not a store"}[damage])
     for call in (store.load, lambda path: store.is_current(path, "key-1")):
-        with pytest.raises(ValueError, match=r"made-1\.zarr\.zip holds no readable maps .*: delete it and run"):
+        with pytest.raises(ValueError, match=r"made-1\.zarr\.zip holds no readable maps .*: delete it and make"):
             call(path)
 
 
@@ -149,7 +153,7 @@ def test_no_flipped_byte_changes_a_number(made, path):
     maps = made.maps()
     store.save(maps, path, "key-1")
     whole = bytearray(path.read_bytes())
-    noticed = 0
+    reported = 0
     for place in np.random.default_rng(0).integers(0, len(whole), 200):
         flipped = whole.copy()
         flipped[place] ^= 1 << int(place) % 8
@@ -158,13 +162,13 @@ def test_no_flipped_byte_changes_a_number(made, path):
             loaded = store.load(path)
         except ValueError as error:
             assert "holds no readable maps" in str(error) and "\n" not in str(error)
-            noticed += 1
+            reported += 1
         else:  # a time stamp or a flag of the archive
             xr.testing.assert_identical(loaded.drop_attrs(), maps.drop_attrs())
-    assert noticed > 100
+    assert reported > 100
 
 
-def test_all_maps_of_the_last_run_come_in_its_order(made, tmp_path):
+def test_maps_of_the_last_run_are_loaded_in_its_order(made, tmp_path):
     for number in (10, 2, 1):
         name = f"en-{number:04d}"
         maps = made.maps(seed=number, utterance=name)
@@ -172,24 +176,24 @@ def test_all_maps_of_the_last_run_come_in_its_order(made, tmp_path):
     store.save(made.maps(), store.path_of(tmp_path, "tiny", "en-it", "other"), "key")
     store.save(made.maps(), store.path_of(tmp_path, "base", "en", "other"), "key")
     store.save_index(dict.fromkeys(["en-0002", "en-0010"], "key"), tmp_path, "tiny", "en")
-    loaded = list(store.load_all(tmp_path, "tiny", "en"))
+    loaded = list(store.load_maps(tmp_path, "tiny", "en"))
     assert [(maps.utterance, maps.seed) for maps in loaded] == [("en-0002", 2), ("en-0010", 10)]
     store.save_index(dict.fromkeys(["en-0010", "en-0001", "en-0002"], "key"), tmp_path, "tiny", "en")
-    assert [maps.seed for maps in store.load_all(tmp_path, "tiny", "en")] == [10, 1, 2]
+    assert [maps.seed for maps in store.load_maps(tmp_path, "tiny", "en")] == [10, 1, 2]
     store.save(made.maps(), store.path_of(tmp_path, "tiny", "en", "en-0001"), "another")
-    with pytest.raises(ValueError, match=r"en-0001.* was made under other parameters than the last finished run: run"):
-        list(store.load_all(tmp_path, "tiny", "en"))
+    with pytest.raises(ValueError, match=r"en-0001.* was made under other parameters than the last finished run: make"):
+        list(store.load_maps(tmp_path, "tiny", "en"))
     store.path_of(tmp_path, "tiny", "en", "en-0001").unlink()
-    with pytest.raises(FileNotFoundError, match=r"en-0001\.zarr\.zip is gone: run 10_maps or 11_released again"):
-        list(store.load_all(tmp_path, "tiny", "en"))
+    with pytest.raises(FileNotFoundError, match=r"en-0001\.zarr\.zip is missing: make the maps again"):
+        list(store.load_maps(tmp_path, "tiny", "en"))
 
 
-def test_maps_that_are_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There are no maps of tiny in the setting it in .*: run 10_maps or"):
-        store.load_all(tmp_path, "tiny", "it")
+def test_missing_maps_are_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There are no maps of tiny for the direction it in .*: make them"):
+        store.load_maps(tmp_path, "tiny", "it")
 
 
-def test_what_is_known_so_far(tmp_path):
+def test_checkpoint_holds_scores_under_its_key(tmp_path):
     path = tmp_path / "tiny" / "en" / "made-1.partial.npz"
     scores = np.arange(6.0).reshape(3, 2)
     checkpoint = store.Checkpoint(path, "key-1")
@@ -205,7 +209,7 @@ def test_what_is_known_so_far(tmp_path):
 
 @contextmanager
 def small_files():
-    """Files cannot grow beyond a kilobyte, as if the disk were full."""
+    """Limit files to a kilobyte, as if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -214,7 +218,7 @@ def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_scores_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, capsys):
+def test_checkpoint_that_cannot_be_written_is_reported_once(tmp_path, capsys):
     path, few, many = tmp_path / "made-1.partial.npz", np.ones((3, 2)), np.ones((999, 2))
     checkpoint = store.Checkpoint(path, "key-1")
     checkpoint.save("input", few)
@@ -229,7 +233,7 @@ def test_scores_that_cannot_be_written_are_told_once_and_end_nothing(tmp_path, c
     assert np.array_equal(store.Checkpoint(path, "key-1").scores["input"], many)
 
 
-def test_scores_with_a_flipped_byte_are_right_or_absent(tmp_path):
+def test_scores_with_a_flipped_bit_are_correct_or_absent(tmp_path):
     path, scores = tmp_path / "made-1.partial.npz", np.arange(60.0).reshape(30, 2)
     store.Checkpoint(path, "key-1").save("input", scores)
     whole, absent = bytearray(path.read_bytes()), 0
@@ -243,7 +247,7 @@ def test_scores_with_a_flipped_byte_are_right_or_absent(tmp_path):
     assert absent > len(whole) / 2
 
 
-def test_what_killed_writes_left_is_removed_once_nobody_can_be_writing_it(made, path):
+def test_old_temporary_files_are_removed(made, path):
     for kind, age in (("old", 7200), ("young", 60)):
         group = path.with_name(f".{path.name}.{kind}.part.zarr")
         file, other = path.with_name(f".{path.name}.{kind}.part"), path.with_name(f".made-2.zarr.zip.{kind}.part")
@@ -265,38 +269,36 @@ def test_what_killed_writes_left_is_removed_once_nobody_can_be_writing_it(made, 
 @pytest.mark.parametrize(
     "index", ["", "{half", "[]", '{"made-1": 1}', '{"made-1": {"reference": "a"}}', "null", "\xff"]
 )
-def test_a_list_of_utterances_that_cannot_be_read(made, path, tmp_path, index):
+def test_damaged_list_of_utterances_is_an_error(made, path, tmp_path, index):
     store.save(made.maps(), path, "key-1")
     (path.parent / store.INDEX).write_bytes(index.encode("latin-1"))
-    with pytest.raises(
-        ValueError, match=r"utterances\.json holds no readable list of .*: delete it and run 10_maps or"
-    ):
-        store.load_all(tmp_path, "tiny", "en")
+    with pytest.raises(ValueError, match=r"utterances\.json holds no readable list of .*: delete it and make the maps"):
+        store.load_maps(tmp_path, "tiny", "en")
 
 
-def test_a_run_that_left_every_utterance_out(tmp_path):
+def test_run_that_skipped_every_utterance_is_an_error(tmp_path):
     store.save_index({}, tmp_path, "tiny", "en")
-    with pytest.raises(ValueError, match=r"utterances\.json lists no utterance, as all were left out: explain others"):
-        store.load_all(tmp_path, "tiny", "en")
+    with pytest.raises(ValueError, match=r"utterances\.json lists no utterance, because all were skipped: explain"):
+        store.load_maps(tmp_path, "tiny", "en")
 
 
 def test_references_of_the_last_run_replace_those_of_the_maps(made, path, tmp_path):
     store.save(made.maps().assign_attrs(reference="the dgo"), path, "key-1")
     for references, expected in ((None, "the dgo"), ({"made-1": "the dog"}, "the dog")):
         store.save_index({"made-1": "key-1"}, tmp_path, "tiny", "en", references)
-        (maps,) = store.load_all(tmp_path, "tiny", "en")
+        (maps,) = store.load_maps(tmp_path, "tiny", "en")
         assert maps.reference == expected
     xr.testing.assert_identical(maps, store.load(path).assign_attrs(reference="the dog"))
 
 
-def test_texts(tmp_path):
+def test_decoded_texts(tmp_path):
     path = tmp_path / "tiny" / "en" / "deletion.json"
     texts = ["il caffè è", ""]
-    assert store.load_texts(path, "key-1") is None
-    store.save_texts(texts, path, "key-1")
-    assert store.load_texts(path, "key-1") == texts
-    assert store.load_texts(path, "key-2") is None
+    assert load_texts(path, "key-1") is None
+    save_texts(texts, path, "key-1")
+    assert load_texts(path, "key-1") == texts
+    assert load_texts(path, "key-2") is None
     assert os.listdir(path.parent) == ["deletion.json"]
     path.write_text("{half")
-    with pytest.raises(ValueError, match=r"deletion\.json holds no readable texts .*: delete it and run the notebook"):
-        store.load_texts(path, "key-1")
+    with pytest.raises(ValueError, match=r"deletion\.json holds no readable texts .*: delete it and run this again"):
+        load_texts(path, "key-1")

@@ -1,3 +1,5 @@
+"""Training: data, objective, schedule, resuming, and the exported model."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ from recipes.train import (
     TrainingData,
     configuration,
     ctc_loss,
-    inherit_encoder,
+    initialise_encoder,
     learning_rate,
     losses,
     pad,
@@ -26,7 +28,7 @@ from recipes.train import (
     train,
 )
 from xattn.audio import cmvn, log_mel
-from xattn.corpus import load_corpus
+from xattn.data.corpus import load_corpus
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
 
@@ -48,7 +50,7 @@ TINY = replace(
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """A data folder with random training features in both languages and a dev part; checkpoints after every step."""
+    """A data folder with random training features in both languages and a dev part; a checkpoint after every step."""
     monkeypatch.setattr(recipe_code, "CHECKPOINT_SECONDS", -1.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -87,10 +89,10 @@ def flattened(state, name=""):
         yield name, state
 
 
-def test_an_interrupted_training_gives_the_weights_of_an_undisturbed_one(data, tmp_path, monkeypatch, capsys):
+def test_interrupted_training_gives_the_same_weights(data, tmp_path, monkeypatch, capsys):
     train(TINY, data)
-    undisturbed = checkpoint(data)
-    assert undisturbed["step"] == 6
+    uninterrupted = checkpoint(data)
+    assert uninterrupted["step"] == 6
 
     again = data_folder(tmp_path / "again")
     calls = []
@@ -108,11 +110,11 @@ def test_an_interrupted_training_gives_the_weights_of_an_undisturbed_one(data, t
     halfway = checkpoint(again)
     assert halfway["step"] == 3 and not (again / "models").exists()
     train(TINY, again)
-    assert "tiny: continuing at step 3 of 6" in capsys.readouterr().out
+    assert "tiny: resuming at step 3 of 6" in capsys.readouterr().out
 
     continued = checkpoint(again)
     for part in ("network", "optimizer"):
-        expected, actual = dict(flattened(undisturbed[part])), dict(flattened(continued[part]))
+        expected, actual = dict(flattened(uninterrupted[part])), dict(flattened(continued[part]))
         assert expected.keys() == actual.keys()
         for name, value in expected.items():
             same = torch.equal(value, actual[name]) if isinstance(value, torch.Tensor) else value == actual[name]
@@ -122,12 +124,12 @@ def test_an_interrupted_training_gives_the_weights_of_an_undisturbed_one(data, t
     assert one.weights_hash == other.weights_hash
 
 
-def test_a_training_goes_on_with_a_longer_schedule_and_with_nothing_else(data, capsys):
+def test_training_resumes_with_a_longer_schedule_but_no_other_change(data, capsys):
     train(TINY, data)
     longer = replace(TINY, schedule=(*TINY.schedule, (TINY.steps + 1, 1e-3)), validate_every=7)
     train(longer, data)
-    assert "tiny: continuing at step 6 of 7" in capsys.readouterr().out and checkpoint(data)["step"] == 7
-    refusal = "was begun with another recipe or other training data: move it to start anew"
+    assert "tiny: resuming at step 6 of 7" in capsys.readouterr().out and checkpoint(data)["step"] == 7
+    refusal = "holds a checkpoint of another recipe or other training data: move it away to start again"
     with pytest.raises(SystemExit, match=refusal):
         train(replace(longer, d_model=2 * TINY.d_model), data)
     table = data / "train" / "it.csv"
@@ -136,7 +138,7 @@ def test_a_training_goes_on_with_a_longer_schedule_and_with_nothing_else(data, c
         train(longer, data)
 
 
-def test_the_exported_folder_is_a_model(data, capsys):
+def test_exported_folder_is_a_model(data, capsys):
     train(TINY, data)
     assert f"tiny: written to {data / 'models' / 'tiny'}" in capsys.readouterr().out
     model = load_model(data / "models" / "tiny")
@@ -153,20 +155,20 @@ def test_the_exported_folder_is_a_model(data, capsys):
     assert {"loss", "cross_entropy", "intermediate_ctc", "final_ctc", "dev_wer_en", "dev_wer_it"} <= set(log.columns)
 
 
-def test_a_finished_training_is_not_repeated(data, monkeypatch):
+def test_finished_training_is_not_repeated(data, monkeypatch):
     train(TINY, data)
     before = load_model(data / "models" / "tiny").weights_hash
-    monkeypatch.setattr(recipe_code, "losses", lambda *arguments: pytest.fail("a step was computed again"))
+    monkeypatch.setattr(recipe_code, "losses", lambda *arguments: pytest.fail("a training step ran again"))
     train(TINY, data)
     assert load_model(data / "models" / "tiny").weights_hash == before
 
 
-def test_features_that_are_missing(tmp_path):
+def test_missing_features_are_an_error(tmp_path):
     with pytest.raises(SystemExit, match="no training features for 'en' in .*: run `make data` first"):
         train(TINY, tmp_path)
 
 
-def test_batches_hold_every_sentence_once_and_no_more_frames_than_allowed(data):
+def test_batches_hold_every_utterance_once_within_the_frame_limit(data):
     training = TrainingData(data / "train", ("en", "it"), 300)
     assert sorted(np.concatenate(training.batches)) == list(range(10))
     for rows in training.batches:
@@ -180,7 +182,7 @@ def test_batches_hold_every_sentence_once_and_no_more_frames_than_allowed(data):
     assert any(len(rows) > 2 for rows in training.batches)
 
 
-def test_features_of_a_corpus_train_a_model(tmp_path, monkeypatch, capsys):
+def test_model_trains_on_features_of_another_corpus(tmp_path, monkeypatch, capsys):
     corpus, data = tmp_path / "corpus", tmp_path / "data"
     spoken = [(f"train-{i}", "train", "en", text, "") for i, text in enumerate(SENTENCES["en"])]
     spoken += [("null", "train", "en", "null", ""), ("silent", "train", "en", "a dog", "")]
@@ -192,7 +194,7 @@ def test_features_of_a_corpus_train_a_model(tmp_path, monkeypatch, capsys):
     rows.to_csv(corpus / "manifest.csv", index=False)
     features.main([str(corpus), "en", "--data", str(data), "--processes", "1"])
     printed = capsys.readouterr().out
-    assert "silent is left out: " in printed and f"en: 6 utterances written to {data / 'train'}" in printed
+    assert "silent is skipped: " in printed and f"en: 6 utterances written to {data / 'train'}" in printed
     table = pd.read_csv(data / "train" / "en.csv", keep_default_na=False)
     stored = np.load(data / "train" / "en.npy")
     assert table.id.tolist() == ["null", *(f"train-{i}" for i in range(5))] and table.frames.sum() == len(stored)
@@ -212,12 +214,12 @@ def test_features_of_a_corpus_train_a_model(tmp_path, monkeypatch, capsys):
         dev_corpus=corpus,
     )
     model = load_model(data / "models" / "tiny")
-    assert model.languages == ("en",) and model.max_length == 24
+    assert model.languages == ("en",) and model.decoding.max_length == 24
     for arguments, sentence in (
         ([str(corpus), "de"], "error: .* 'de'"),
         (
             [str(corpus / "table.csv"), "de"],
-            "table.csv has no utterance of language 'de' and split 'train': give others",
+            "table.csv has no utterance in language 'de' and split 'train': choose another",
         ),
         ([str(tmp_path / "none"), "en"], "There is no .*none"),
     ):
@@ -226,11 +228,11 @@ def test_features_of_a_corpus_train_a_model(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "empty").exists()
 
 
-def test_a_deeper_encoder_starts_from_a_trained_one(model, tiny_folder):
+def test_deeper_encoder_starts_equal_to_the_trained_one(model, tiny_folder):
     shallow = model.network.encoder
     deep = ConformerForConditionalGeneration(replace_layers(model.config, 5))
     decoder = {name: value.clone() for name, value in deep.decoder.state_dict().items()}
-    inherit_encoder(deep, tiny_folder)
+    initialise_encoder(deep, tiny_folder)
     features = torch.randn(2, 50, shallow.config.input_feat_per_channel)
     with torch.inference_mode():
         outputs = [encoder.eval()(features).last_hidden_state for encoder in (deep.encoder, shallow)]
@@ -241,15 +243,15 @@ def test_a_deeper_encoder_starts_from_a_trained_one(model, tiny_folder):
         assert torch.equal(repeated, shallow.conformer_layers[source].state_dict()[query])
     assert torch.equal(deep.encoder.subsample.conv_layers[0].weight, shallow.subsample.conv_layers[0].weight)
     assert all(torch.equal(value, decoder[name]) for name, value in deep.decoder.state_dict().items())
-    with pytest.raises(SystemExit, match="to take the encoder from: train absent first"):
-        inherit_encoder(deep, tiny_folder.parent / "absent")
+    with pytest.raises(SystemExit, match="to copy the encoder from: train absent first"):
+        initialise_encoder(deep, tiny_folder.parent / "absent")
 
 
 def replace_layers(config, layers):
     return ConformerConfig.from_dict(config.to_dict() | {"encoder_layers": layers})
 
 
-def test_learning_rate_rises_and_falls_in_straight_lines():
+def test_learning_rate_is_interpolated_linearly():
     recipe = replace(TINY, schedule=((0, 0.0), (20, 0.5), (80, 0.2), (90, 0.3), (100, 0.0)))
     assert recipe.steps == 100
     rates = [learning_rate(step, recipe) for step in (0, 5, 20, 50, 80, 85, 90, 95, 100)]
@@ -258,10 +260,10 @@ def test_learning_rate_rises_and_falls_in_straight_lines():
 
 @settings(max_examples=30, deadline=None)
 @given(frames=st.integers(1, 120), seed=st.integers(0, 1000))
-def test_spec_augment_hides_bands_and_stretches_only(frames, seed):
+def test_spec_augment_hides_only_bands_and_stretches(frames, seed):
     features = torch.full((frames, 80), 3.0)
     result = spec_augment(features, np.random.default_rng(seed))
-    assert (features == 3.0).all()  # the input is left alone
+    assert (features == 3.0).all()  # the input is unchanged
     hidden = (result == 0).numpy()
     assert ((result == 3.0).numpy() | hidden).all()
     frames_hidden, mels_hidden = hidden.all(axis=1), hidden.all(axis=0)
@@ -273,7 +275,7 @@ def test_spec_augment_hides_bands_and_stretches_only(frames, seed):
             assert (np.diff(np.concatenate([[0], flags, [0]])) == 1).sum() <= 2
 
 
-def test_spec_augment_hides_the_share_it_says():
+def test_spec_augment_hides_the_expected_share():
     generator = np.random.default_rng(0)
     hidden = np.mean([(spec_augment(torch.ones(400, 80), generator) == 0).numpy() for _ in range(300)], axis=0)
     # Two bands of 0 to 20 and two stretches of 0 to 25, 10 and 12.5 wide on average, which may overlap.
@@ -288,7 +290,7 @@ def test_padding():
     assert padded[0, 2:].eq(-1).all() and padded[0, :2].eq(1).all()
 
 
-def test_ctc_loss_is_the_mean_over_utterances_of_the_loss_a_token():
+def test_ctc_loss_is_averaged_over_tokens_then_utterances():
     generator = torch.Generator().manual_seed(0)
     logits, frames = torch.randn(2, 20, 40, generator=generator), torch.tensor([80, 50])
     targets = [torch.tensor([5, 6, 6, 7]), torch.tensor([9, 8])]
@@ -300,7 +302,7 @@ def test_ctc_loss_is_the_mean_over_utterances_of_the_loss_a_token():
     assert float(ctc_loss(logits, frames, targets)) == pytest.approx(np.mean(each), rel=1e-5)
 
 
-def test_the_objective_is_the_sum_of_its_parts(made):
+def test_objective_is_the_weighted_sum_of_its_parts(made):
     network = made.network().train(False)
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(frames, 80, generator=generator) for frames in (60, 44)]
@@ -329,8 +331,8 @@ def test_the_objective_is_the_sum_of_its_parts(made):
         assert parts[name] == pytest.approx(np.mean(values), rel=0.02)
 
 
-def test_the_recipe_at_the_paper_s_size():
-    """Paper, settings: 12 + 6 layers, 8 heads, width 512, 8,000 pieces, CTC after layer 8; 125 M parameters."""
+def test_recipe_has_the_size_of_the_papers_base_model():
+    """Paper, section 4: 12 + 6 layers, 8 heads, width 512, 8,000 pieces, CTC after layer 8; 125 M parameters."""
 
     class Pieces:
         def __len__(self):

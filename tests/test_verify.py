@@ -1,4 +1,4 @@
-"""Comparison of committed tables with fresh ones, and their renewal."""
+"""Comparing committed tables with a fresh run, and accepting the fresh ones."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from xattn import verify
-from xattn.profiles import load_profile
-from xattn.reproduce import CHANGED, ROOT
-from xattn.verify import accept, compare, differences
+from reproduction import verify
+from reproduction.pipeline import CHANGED
+from reproduction.profiles import load_profile
+from reproduction.tables import ROOT
+from reproduction.verify import accept, compare, differences
 
 TABLE = pd.DataFrame({"model": ["base", "base"], "rho": [0.4, 0.5], "low": [0.3, float("nan")], "n": [16, 16]})
 
@@ -32,13 +33,13 @@ def test_each_column_has_its_tolerance(column, value, differs):
         assert len(found) == 1 and found[0].startswith(f"row 2, {column}: {value} instead of ")
 
 
-def test_an_empty_text_equals_itself():
+def test_missing_text_equals_missing_text():
     table = pd.DataFrame({"map": ["CA", "SM^X"], "minus": [None, "CA"], "area": [60.0, 20.0]})
     assert differences(table, table.copy()) == []
     assert len(differences(table, table.assign(minus=["CA", None]))) == 2
 
 
-def test_areas_may_move_by_more_than_correlations():
+def test_areas_have_a_larger_tolerance_than_correlations():
     table = pd.DataFrame(
         {"map": ["CA"], "metric": ["corpus-capped WER"], "area": [60.0], "low": [50.0], "high": [70.0]}
     )
@@ -46,7 +47,7 @@ def test_areas_may_move_by_more_than_correlations():
     assert len(differences(table, table.assign(area=62.5))) == 1
 
 
-def test_missing_rows_columns_and_files_are_told(tmp_path):
+def test_missing_rows_columns_and_files_are_reported(tmp_path):
     assert len(differences(TABLE, TABLE.head(1))) == 1
     assert len(differences(TABLE, TABLE.drop(columns="n"))) == 1
     committed, fresh = tmp_path / "committed", tmp_path / "fresh"
@@ -62,7 +63,7 @@ def test_missing_rows_columns_and_files_are_told(tmp_path):
     ]
 
 
-def test_accepted_files_verify(tmp_path):
+def test_accepted_files_agree(tmp_path):
     committed, fresh = tmp_path / "committed", tmp_path / "fresh"
     (fresh / "maps").mkdir(parents=True)
     (fresh / "provenance.json").write_text('{"data": "0", "models": {}, "seconds": 1}')
@@ -75,7 +76,7 @@ def test_accepted_files_verify(tmp_path):
 
 
 @pytest.mark.parametrize(("reason", "kept"), [(CHANGED, False), ("", True), ("not run yet", True)])
-def test_maps_that_were_made_before_a_change_are_not_taken_for_fresh(tmp_path, monkeypatch, reason, kept):
+def test_fresh_run_from_before_a_change_is_deleted(tmp_path, monkeypatch, reason, kept):
     monkeypatch.setattr(verify, "ROOT", tmp_path)
     maps = tmp_path / "figures" / "fresh" / "smoke" / "maps"
     maps.mkdir(parents=True)
@@ -86,12 +87,12 @@ def test_maps_that_were_made_before_a_change_are_not_taken_for_fresh(tmp_path, m
     assert maps.is_dir() is kept
 
 
-def test_a_table_may_hold_both_kinds_of_numbers():
+def test_tolerance_depends_on_the_quantity_of_each_row():
     table = pd.DataFrame({"quantity": ["deletion", "rho"], "value": [77.5, 0.43], "low": [69.0, 0.4], "n": [16, 16]})
     assert differences(table, table.assign(value=[78.5, 0.435])) == []
     assert differences(table, table.assign(value=[77.5, 0.10])) == ["row 3, value: 0.1 instead of 0.43"]
 
 
-def test_a_verdict_follows_from_the_numbers():
+def test_verdicts_are_not_compared():
     table = pd.DataFrame({"statistic": ["rho"], "value": [0.4], "low": [0.0001], "high": [0.5], "verdict": ["holds"]})
     assert differences(table, table.assign(low=-0.0001, verdict="undecided")) == []

@@ -1,4 +1,4 @@
-"""Whisper on a tiny random checkpoint that hears 2 s, with a tokenizer trained here."""
+"""Whisper on a tiny random checkpoint that takes 2 s of audio, with a tokenizer trained here."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import soundfile
 import torch
 import yaml
 from conftest import SENTENCES
-from pretrained import SMALL, PretrainedChecks, listening
+from pretrained import SMALL, PretrainedChecks, quietly, randomised
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -19,23 +19,24 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from xattn.corpus import Utterance
+from reproduction.pipeline import run
+from reproduction.tables import ROOT
+from xattn.analysis.quality import quality_table, transcribe
+from xattn.data.utterance import Utterance
 from xattn.explain import Occlusion, explain
-from xattn.interop import write_released
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
-from xattn.quality import quality_table, transcribe
-from xattn.reproduce import ROOT, run
+from xattn.released import write_released
 from xattn.runs import explain_corpus
-from xattn.store import load_all
+from xattn.store import load_maps
 
 TAGS = ("<|startoftranscript|>", "<|en|>", "<|it|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>")
-FRAMES = 200  # of the 2 s
+FRAMES = 200  # in 2 s
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A checkpoint as it lies on the hub, three decoder layers on two of the encoder."""
+    """A checkpoint like those on the hub, with two encoder and three decoder layers."""
     tokenizer = WhisperTokenizer().train_new_from_iterator(sum(SENTENCES.values(), ()), vocab_size=290)
     tokenizer.add_special_tokens({"additional_special_tokens": list(TAGS)})
     tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(101)])
@@ -65,19 +66,24 @@ def folder(tmp_path_factory):
         no_timestamps_token_id=ids["<|notimestamps|>"],
         suppress_tokens=[5, 6, *ids.values()],
         begin_suppress_tokens=[tokenizer.eos_token_id],
-        forced_decoder_ids=[[1, None], [2, ids["<|translate|>"]]],  # older checkpoints have such, overruled by a prompt
+        forced_decoder_ids=[
+            [1, None],
+            [2, ids["<|translate|>"]],
+        ],  # older checkpoints have these; a prompt overrules them
         decoder_start_token_id=ids["<|startoftranscript|>"],
         max_length=16,
+        num_beams=5,
+        no_repeat_ngram_size=5,  # outputs of a greedy search are all the same
         **special,
     )
     folder = tmp_path_factory.mktemp("whisper") / "whisper-tiny"
-    for part in (listening(network), WhisperFeatureExtractor(chunk_length=2), tokenizer):
+    for part in (randomised(network), WhisperFeatureExtractor(chunk_length=2), tokenizer):
         part.save_pretrained(folder)
     return folder
 
 
 class TestWhisper(PretrainedChecks):
-    SETTINGS = ("en", "it", "it-en")
+    DIRECTIONS = ("en", "it", "it-en")
 
     def own(self, model, audio):
         inputs = model.extractor(audio, sampling_rate=16_000, return_tensors="pt")
@@ -86,13 +92,13 @@ class TestWhisper(PretrainedChecks):
     def framed(self, model, inputs):
         return inputs["input_features"][0].T
 
-    def search(self, model, inputs, setting):
-        task = "translate" if "-" in setting else "transcribe"
+    def search(self, model, inputs, direction):
+        task = "translate" if "-" in direction else "transcribe"
         return WhisperForConditionalGeneration.generate(
             model.network,
             inputs["input_features"],
             attention_mask=torch.ones(1, FRAMES),
-            language=setting[:2],
+            language=direction[:2],
             task=task,
             forced_eos_token_id=model.config.eos_token_id,
             num_beams=5,
@@ -104,23 +110,24 @@ class TestWhisper(PretrainedChecks):
         return 0.01 * np.arange(frames), 0.01 * (2 * np.arange(steps) + last) / 2
 
 
-def test_what_a_loaded_model_says_of_itself(pretrained):
+def test_a_loaded_model_has_the_interface(pretrained):
     assert isinstance(pretrained, WhisperModel) and pretrained.name == "whisper-tiny"
     assert pretrained.languages == ("en", "it")
-    assert (pretrained.frame_seconds, pretrained.subsampling, pretrained.lead) == (0.01, 2, 0)
+    assert pretrained.frame_seconds == 0.01 and pretrained.detects_language
+    assert pretrained.step_frames(5).tolist() == [[0, 2], [2, 4], [4, 6]]
     ids = torch.tensor(pretrained.tokenizer(" the dog sì", add_special_tokens=False).input_ids)
     assert "".join(pretrained.tokens(ids)).startswith("▁the▁dog▁s")  # ì is two bytes, each a token of its own here
     assert pretrained.text(torch.cat([pretrained.prompt("en"), ids, torch.tensor([0])])) == "the dog sì"
 
 
 @pytest.mark.parametrize("samples", [400, 4_000, 4_001, 4_159, 4_161, 31_700, 32_000])
-def test_the_frames_that_are_left_out_are_silent(pretrained, samples):
+def test_the_frames_after_the_recording_are_silent(pretrained, samples):
     rng = np.random.default_rng(samples)
-    for loudness in (0.3, 1e-3, 1e-6):  # the softest are at the floor of the logarithm
+    for loudness in (0.3, 1e-3, 1e-6):  # the quietest are at the floor of the logarithm
         audio = (loudness * rng.standard_normal(samples)).astype(np.float32)
         whole = pretrained.extractor(audio, sampling_rate=16_000, return_tensors="pt").input_features[0].T
         features = pretrained.features(audio)
-        assert len(features) == min(FRAMES, -(-(samples + 200) // 160))  # those whose 400 samples reach into the audio
+        assert len(features) == min(FRAMES, -(-(samples + 200) // 160))  # frames whose 400 samples overlap the audio
         torch.testing.assert_close(pretrained.padded(features), whole, rtol=0, atol=1e-6)
         if samples < 31_000:
             assert whole[len(features) :].unique().numel() == 1
@@ -128,69 +135,69 @@ def test_the_frames_that_are_left_out_are_silent(pretrained, samples):
     assert whole.min() == -1.5
 
 
-def test_a_hidden_cell_is_0_and_padding_stays(pretrained, audio):
+def test_masked_cells_become_0_and_padding_stays(pretrained, audio):
     features = pretrained.features(audio)
     keep = (torch.rand(3, *features.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     keep[0] = 1.0
-    inputs = pretrained.without_cells(features, keep)
+    inputs = pretrained.mask_input(features, keep)
     assert inputs.shape == (3, FRAMES, 80)
     assert torch.equal(inputs[:, : len(features)], features * keep)
     assert torch.equal(inputs[:, len(features) :], pretrained.padded(features)[len(features) :].expand(3, -1, -1))
     torch.testing.assert_close(pretrained.encode(inputs)[:1], pretrained.encode(features[None]))
 
 
-def test_attention_to_the_padding_is_told(pretrained, utterances):
-    maps = explain(pretrained, utterances[0], **SMALL)
+def test_attention_to_the_padding_is_recorded(pretrained, utterances):
+    maps = quietly(pretrained, utterances[0])
     assert maps.padding_attention.dims == ("layer", "head", "token")
     np.testing.assert_allclose(maps.cross_attention.sum("step") + maps.padding_attention, 1, atol=1e-5)
-    assert 0.1 < maps.padding_attention.mean() < 0.9  # of 2 s, 0.6 are recorded
+    assert 0.1 < maps.padding_attention.mean() < 0.9  # 0.6 of the 2 s are recorded
 
 
-def test_a_recording_may_fill_its_input_but_not_more(pretrained):
+def test_a_recording_longer_than_the_input_raises(pretrained):
     audio = np.random.default_rng(0).standard_normal(32_001).astype(np.float32)
     assert pretrained.features(audio[:-1]).shape == (FRAMES, 80)
-    with pytest.raises(ValueError, match=r"The recording lasts 2.0 s, and whisper-tiny hears 2 s: cut it\.$"):
+    with pytest.raises(ValueError, match=r"The recording lasts 2.0 s, but whisper-tiny takes at most 2 s: cut it\.$"):
         pretrained.features(audio)
 
 
-def test_a_recording_that_is_too_long_is_left_out_of_a_corpus(pretrained, utterances, tmp_path, capsys):
+def test_a_recording_that_is_too_long_is_skipped_in_a_corpus(pretrained, utterances, tmp_path, capsys):
     samples = np.random.default_rng(0).standard_normal(48_000).astype(np.float32) / 10
     soundfile.write(tmp_path / "long.flac", samples, 16_000)
     long = Utterance("long", tmp_path / "long.flac", "en", 3.0, transcript="a dog")
-    reason = "The recording lasts 3.0 s, and whisper-tiny hears 2 s: cut it."
-    explain_corpus(pretrained, [long, utterances[1]], ["en"], tmp_path / "maps", Occlusion(**SMALL))
-    assert f"1/2 long: left out ({reason})" in capsys.readouterr().out
-    assert [maps.utterance for maps in load_all(tmp_path / "maps", "whisper-tiny", "en")] == [utterances[1].id]
+    reason = "The recording lasts 3.0 s, but whisper-tiny takes at most 2 s: cut it."
+    explain_corpus(pretrained, [long, utterances[1]], tmp_path / "maps", occlusion=Occlusion(**SMALL))
+    assert f"1/2 long: skipped ({reason})" in capsys.readouterr().out
+    assert [maps.utterance for maps in load_maps(tmp_path / "maps", "whisper-tiny", "en")] == [utterances[1].id]
     table = quality_table(pretrained, [long, utterances[1]], "en")
-    assert capsys.readouterr().out == f"long is left out: {reason}\n" and table.n.tolist() == [1]
-    with pytest.raises(ValueError, match="whisper-tiny hears none of the 1 recordings: give it others"):
+    assert capsys.readouterr().out == f"long is skipped: {reason}\n" and table.n.tolist() == [1]
+    with pytest.raises(ValueError, match="All 1 recordings are too long for whisper-tiny: give it others"):
         quality_table(pretrained, [long], "en")
 
 
-def test_prompts(pretrained):
+def test_prompts_name_language_and_task(pretrained):
     start, rest = "<|startoftranscript|>", "<|notimestamps|>"
-    for setting, task in (
+    for direction, task in (
         ("en", ["<|en|>", "<|transcribe|>"]),
         ("it", ["<|it|>", "<|transcribe|>"]),
         ("it-en", ["<|it|>", "<|translate|>"]),
     ):
-        assert pretrained.tokens(pretrained.prompt(setting)) == [start, *task, rest]
+        assert pretrained.tokens(pretrained.prompt(direction)) == [start, *task, rest]
 
 
 @pytest.mark.parametrize(
-    ("setting", "sentence"),
+    ("direction", "sentence"),
     [
-        ("en-it", "whisper-tiny translates into English only, not into 'it'"),
+        ("en-it", "whisper-tiny translates only into English, not into 'it': leave out translate_to"),
         ("fr", "The model whisper-tiny does not write 'fr'; choose one of en, it"),
-        ("fr-en", "The model whisper-tiny does not hear 'fr'; choose one of en, it"),
+        ("fr-en", "The model whisper-tiny does not support 'fr'; choose one of en, it"),
     ],
 )
-def test_settings_it_does_not_have(pretrained, setting, sentence):
+def test_directions_that_it_does_not_support_raise(pretrained, direction, sentence):
     with pytest.raises(ValueError, match=sentence):
-        pretrained.prompt(setting)
+        pretrained.prompt(direction)
 
 
-def test_a_checkpoint_of_english_alone_has_no_tags_of_language_and_task(folder, tmp_path):
+def test_an_english_checkpoint_has_no_tags_of_language_and_task(folder, tmp_path):
     copy = tmp_path / "whisper-tiny.en"
     shutil.copytree(folder, copy)
     generation = json.loads((copy / "generation_config.json").read_text())
@@ -198,12 +205,35 @@ def test_a_checkpoint_of_english_alone_has_no_tags_of_language_and_task(folder, 
     model = load_model(copy)
     assert model.languages == ("en",)
     assert model.tokens(model.prompt("en")) == ["<|startoftranscript|>", "<|notimestamps|>"]
-    for setting in ("it", "it-en", "en-it"):
+    for direction in ("it", "it-en", "en-it"):
         with pytest.raises(ValueError, match="whisper-tiny.en"):
-            model.prompt(setting)
+            model.prompt(direction)
+    assert not model.detects_language
 
 
-def test_no_timestamp_is_written_however_likely(folder, audio):
+def test_the_language_is_the_most_probable_first_token(folder, utterances, capsys):
+    model = load_model(folder)
+    features = model.features(utterances[1].audio())
+    ids = model.tokenizer.convert_tokens_to_ids(["<|en|>", "<|it|>"])
+    with torch.inference_mode():
+        inputs = model.padded(features).T[None]
+        start = torch.tensor([[model.config.decoder_start_token_id]])
+        logits = model.network(inputs, decoder_input_ids=start).logits[0, 0, ids]
+    detected = ("en", "it")[int(logits.argmax())]
+    assert model.detect_language(features) == detected
+    few = {"occlusion": Occlusion(**SMALL)}
+    maps = explain(model, utterances[1].audio_path, **few)
+    assert maps.setting == detected and capsys.readouterr().out.startswith(f"Language: {detected} (detected)\n")
+    with torch.no_grad():  # favour the other language
+        weights = model.network.get_decoder().embed_tokens.weight
+        weights[ids[("it", "en").index(detected)]] += 5 * model.network.get_decoder().layer_norm.bias
+    (other,) = {"en", "it"} - {detected}
+    assert model.detect_language(features) == other
+    given = explain(model, utterances[1].audio_path, language=detected, **few)
+    assert given.setting == detected and "Language" not in capsys.readouterr().out
+
+
+def test_time_stamps_are_never_written(folder, audio):
     model = load_model(folder)
     features, prompt = model.features(audio), model.prompt("en")
     stamp = int(prompt[-1]) + 30
@@ -215,23 +245,23 @@ def test_no_timestamp_is_written_however_likely(folder, audio):
     assert len(ids) > 1 and ids.max() < prompt[-1]
 
 
-def test_many_utterances_are_searched_in_parts(pretrained, audio):
+def test_many_utterances_are_decoded_in_parts(pretrained, audio):
     features = [pretrained.features(audio[1500 * row :]) for row in range(6)]
     assert len(features) > SEARCHED_AT_ONCE
     alone = [pretrained.text(pretrained.generate(one[None], "en")[0]) for one in features]
     assert transcribe(pretrained, features, "en") == alone and len(set(alone)) > 1
 
 
-def test_files_of_other_tools_do_not_hold_its_maps(pretrained, utterances, tmp_path):
-    with pytest.raises(ValueError, match="whisper-tiny also attends to padding, which such files do not hold"):
-        write_released([explain(pretrained, utterances[0], **SMALL)], tmp_path / "whisper-tiny" / "en")
+def test_its_maps_cannot_be_released(pretrained, utterances, tmp_path):
+    with pytest.raises(ValueError, match="whisper-tiny also attends to padding, which such files cannot hold"):
+        write_released([quietly(pretrained, utterances[0])], tmp_path / "whisper-tiny" / "en")
 
 
-def test_its_profile_runs_through_to_the_findings(made, folder, tmp_path):
-    """Its profile as it is, but for tiny models in folders, few masks and recordings that they hear whole."""
+def test_its_profile_runs(made, folder, tmp_path):
+    """The profile differs only in tiny models, few masks and recordings that are short enough for them."""
     root, profile = tmp_path / "kit", yaml.safe_load((ROOT / "notebooks/profiles/whisper.yaml").read_text())
     root.mkdir()
-    for name in ("notebooks", "xattn"):
+    for name in ("notebooks", "xattn", "reproduction"):
         (root / name).symlink_to(ROOT / name)
     sentences = zip(SENTENCES["en"], SENTENCES["it"], strict=True)
     made.corpus(root / "data", [(f"en-dev-{i}", "dev", "en", *each) for i, each in enumerate(sentences)])
@@ -244,7 +274,7 @@ def test_its_profile_runs_through_to_the_findings(made, folder, tmp_path):
     run(path, root=root, at_once=2)
     figures = root / "figures/whisper"
     for model in profile["models"]:
-        maps = list(load_all(figures / "maps", model, "en"))
+        maps = list(load_maps(figures / "maps", model, "en"))
         assert len(maps) == profile["utterances"] and all("padding_attention" in item for item in maps)
     quality = pd.read_csv(figures / "tab2.csv").query("metric == 'WER'")
     assert set(quality.model) == set(profile["models"]) and (quality.n == len(SENTENCES["en"])).all()

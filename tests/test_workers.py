@@ -1,4 +1,4 @@
-"""Utterances on workers of their own."""
+"""Utterances explained by Dask workers."""
 
 import os
 import signal
@@ -10,49 +10,47 @@ import pytest
 import torch
 import xarray as xr
 
-from xattn import store
-from xattn.explain import Occlusion
-from xattn.runs import explain_corpus
+from xattn import Occlusion, explain_corpus, load_maps
 from xattn.workers import MEMORY, connect
 
 SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
 
 
-def test_no_workers_are_this_process():
+def test_without_workers_this_process_is_used():
     for where in (None, ""):
         with connect(where) as client:
             assert client is None
 
 
 @pytest.mark.parametrize("where", ["two", "0", "slurm:", "slurm:many", "-1", "tcp://localhost", "foo://localhost:1"])
-def test_a_place_that_is_none(where):
+def test_invalid_workers_are_an_error(where):
     with pytest.raises(ValueError, match=r"^WORKERS is '.*': give the address of a Dask scheduler such as tcp:"):
         connect(where).__enter__()
 
 
-def test_nobody_answers():
+def test_scheduler_that_does_not_answer_is_an_error():
     with pytest.raises(OSError, match="No Dask scheduler answers at tcp://127.0.0.1:9: start one there"):
         connect("tcp://127.0.0.1:9").__enter__()
 
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """What is asked of a cluster of SLURM; its stand-in has no workers."""
-    jobqueue, asked = pytest.importorskip("dask_jobqueue"), []
+    """Calls of a replacement of SLURMCluster that has no workers."""
+    jobqueue, calls = pytest.importorskip("dask_jobqueue"), []
 
     class Cluster(distributed.LocalCluster):
         def __init__(self, *arguments, **options):
-            asked.append((arguments, options, self))
+            calls.append((arguments, options, self))
             super().__init__(n_workers=0, processes=False, dashboard_address=None)
 
         def scale(self, n=None, jobs=None):
-            asked.extend([jobs] if jobs else [])  # closing scales to no workers
+            calls.extend([jobs] if jobs else [])  # closing scales to no workers
 
     monkeypatch.setattr(jobqueue, "SLURMCluster", Cluster)
-    return asked
+    return calls
 
 
-def test_jobs_of_slurm_are_as_its_configuration_says_and_as_many_as_asked_for(jobs):
+def test_slurm_cluster_uses_its_configuration_and_the_given_number_of_jobs(jobs):
     with connect("slurm:3") as client:
         (arguments, options, cluster), scaled = jobs
         assert (arguments, options, scaled) == ((), {}, 3)
@@ -60,7 +58,7 @@ def test_jobs_of_slurm_are_as_its_configuration_says_and_as_many_as_asked_for(jo
     assert cluster.status == distributed.Status.closed and client.status == "closed"
 
 
-def test_a_cluster_is_closed_though_nothing_answers(jobs, monkeypatch):
+def test_cluster_is_closed_if_its_scheduler_does_not_answer(jobs, monkeypatch):
     def silent(*arguments, **options):
         raise TimeoutError
 
@@ -70,15 +68,16 @@ def test_a_cluster_is_closed_though_nothing_answers(jobs, monkeypatch):
     assert jobs[0][2].status == distributed.Status.closed
 
 
-def test_workers_elsewhere_give_the_maps_of_one_process(model, utterances, tiny_folder, tmp_path, capsys, monkeypatch):
+def test_workers_give_the_maps_of_one_process(model, utterances, tiny_folder, tmp_path, capsys, monkeypatch):
+    options = {"translate_to": ["en", "it"], "occlusion": SMALL}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # their number moves rounding
+    torch.set_num_threads(1)  # the number of threads affects rounding
     try:
-        explain_corpus(model, utterances, ["en", "en-it"], tmp_path / "one", SMALL)
+        explain_corpus(model, utterances, tmp_path / "one", **options)
     finally:
         torch.set_num_threads(threads)
     capsys.readouterr()
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread each, of a worker that is started again, too
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread for each worker, even if it is restarted
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model, "source", os.path.relpath(tiny_folder))
     relative = [replace(u, audio_path=Path(os.path.relpath(u.audio_path)), manifest=None) for u in utterances]
@@ -86,19 +85,19 @@ def test_workers_elsewhere_give_the_maps_of_one_process(model, utterances, tiny_
         assert list(client.run(torch.get_num_threads).values()) == [1, 1]
         client.run(os.chdir, "/")
         client.run(_dies_once, str(tmp_path / "died"))
-        explain_corpus(model, relative, ["en", "en-it"], "two", SMALL, client)
+        explain_corpus(model, relative, "two", workers=client, **options)
         assert (tmp_path / "died").exists()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[-1].startswith("tiny en+en-it 2/2 ") and lines[-1].endswith(" 0 s left")
-    for setting in ("en", "en-it"):
-        pairs = [list(store.load_all(tmp_path / folder, "tiny", setting)) for folder in ("one", "two")]
-        assert [maps.utterance for maps in pairs[1]] == [utterance.id for utterance in utterances]
-        for one, two in zip(*pairs, strict=True):
+    for direction in ("en", "en-it"):
+        runs = [list(load_maps(tmp_path / folder, "tiny", direction)) for folder in ("one", "two")]
+        assert [maps.utterance for maps in runs[1]] == [utterance.id for utterance in utterances]
+        for one, two in zip(*runs, strict=True):
             xr.testing.assert_identical(one.assign_attrs(seconds=None), two.assign_attrs(seconds=None))
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, str(2**30)), ("65536", "65536")])
-def test_workers_keep_freed_memory_unless_told_otherwise(monkeypatch, own, expected):
+def test_workers_keep_freed_memory_unless_the_environment_says_otherwise(monkeypatch, own, expected):
     for name in MEMORY:
         monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
     with connect("1") as client:
@@ -107,7 +106,7 @@ def test_workers_keep_freed_memory_unless_told_otherwise(monkeypatch, own, expec
 
 
 def _dies_once(flag):
-    """Let the first utterance that any worker saves kill that worker before it is written."""
+    """Kill the worker that is the first to save an utterance, before it is written."""
     from xattn import store
 
     save = store.save

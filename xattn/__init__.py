@@ -1,16 +1,31 @@
-"""Cross-attention of speech-to-text models, set beside what their output really depends on."""
+"""What cross-attention explains in speech-to-text models, and what it leaves out.
 
-from xattn.compare import correlate
-from xattn.corpus import load_corpus, utterance_from_file
-from xattn.explain import explain
-from xattn.models import load_model
-from xattn.sources import utterances_from_dataset, utterances_from_folder, utterances_from_table
+model = xattn.load_model("data/models/base")
+maps = xattn.explain(model, "recording.wav")
+xattn.correlate(maps.cross_attention, maps.input_saliency)
+"""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+from xattn.analysis.correlation import correlate
+from xattn.data.corpus import load_corpus
+from xattn.data.readers import utterances_from_dataset, utterances_from_folder, utterances_from_table
+from xattn.data.utterance import Utterance, utterance_from_file
+from xattn.explain import Occlusion, explain
+from xattn.models import Decoding, load_model
+from xattn.runs import explain_corpus
+from xattn.store import load_maps
+
+__version__ = version("xattn")
 __all__ = [
+    "Decoding",
+    "Occlusion",
+    "Utterance",
     "correlate",
     "explain",
+    "explain_corpus",
     "load_corpus",
+    "load_maps",
     "load_model",
     "utterance_from_file",
     "utterances_from_dataset",

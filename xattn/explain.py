@@ -1,31 +1,41 @@
-"""From a model and a recording to its maps: CA, SM^X and SM^H of the model's own hypothesis."""
+"""From a model and a recording to its maps: CA, SM^X and SM^H of the model's hypothesis."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
+import platformdirs
 import torch
 import xarray as xr
+from tqdm import tqdm
 
-import xattn
-from xattn.attention import cross_attention
-from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS
-from xattn.compare import SPECIAL_TOKENS, on_steps
-from xattn.corpus import Utterance, utterance_from_file
-from xattn.estimators import ESTIMATORS, estimate, expand, reliability
-from xattn.models import S2TModel
-from xattn.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.segments import PYRAMIDS, slic_pyramid
-from xattn.store import Checkpoint
+from xattn.analysis.reliability import LOW, map_reliability
+from xattn.attribution.attention import cross_attention
+from xattn.attribution.estimators import ESTIMATORS, estimate
+from xattn.attribution.occlusion import Masks, Partition, divergence_from, occlude
+from xattn.attribution.segments import PYRAMIDS, slic_pyramid
+from xattn.audio import Recording
+from xattn.data.utterance import Utterance, utterance_from_recording
+from xattn.maps import build, frame_times
+from xattn.models import Decoding, S2TModel
+from xattn.models.errors import NothingToExplain
+from xattn.store import Checkpoint, key_of
 
 VERSION = 6  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 BATCH_SIZES = {"cuda": 128}  # 32 elsewhere
+PLACES = {"input": "SM^X", "encoder": "SM^H"}  # where perturbations hide something, and the map that results
+# Libraries that determine the numbers of a map. The second group entered the keys of stored maps later: a version
+# listed here adds nothing to a key, so maps from before stay valid.
+LIBRARIES = ("torch", "transformers", "scikit-image", "numpy")
+LATER_LIBRARIES = {"kaldi-native-fbank": "1.22.5", "scipy": "1.17.1", "soundfile": "0.14.0", "av": "18.1.0"}
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -41,21 +51,17 @@ class Occlusion:
     """How a recording is perturbed.
 
     input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
-    input_p, encoder_p: probability that a segment, or an encoder step, is hidden (0.5 and 0.7 in the paper).
-    seed: together with the utterance's id it fixes every mask.
-    precision: of the perturbed passes, "float32", "bfloat16", which takes about 40 % (SM^X) and 30 % (SM^H) off their
-        time where the processor has it, or "auto": bfloat16 where the device computes in it. Scores of bfloat16
-        correlate with those of float32 at 0.9999 over all tokens together and at 0.9996 for the median token, but at
-        down to 0.88 for tokens that hardly depend on the input (mean KL of 0.001 nats). Normalisation brings these out:
-        maps, normalised, correlate at 0.98 to 0.99 (SM^X) and 0.998 (SM^H), and a head's rho moves by up to 0.03 and
-        0.005 (base, 3 utterances, 200 perturbations); with 20,000, the overall rho moved by up to 0.004 and 0.018.
-    estimator: of xattn.estimators, what makes a map of the perturbations' scores: "mean" (the paper's), "sqrt_mean",
-        "ridge" or "sqrt_ridge".
-    reliability: no more perturbations are made once the maps, normalised and on the encoder's steps, have this
-        split-half reliability; 1, which none has, asks for all.
-    pyramid: of xattn.segments, which superpixels are hidden: "published" (the paper's), or "spread".
-    batch_size: perturbations computed at once, fewer where memory does not suffice; None, 128 on a GPU and 32
-        elsewhere. It affects speed, and the numbers only by rounding.
+    input_p, encoder_p: probability that a superpixel or an encoder step is hidden (0.5 and 0.7 in the paper).
+    seed: together with the utterance's id it determines every mask.
+    precision: of the perturbed passes: "float32", "bfloat16", or "auto" for bfloat16 if the device computes in it.
+        bfloat16 is faster; tokens that hardly depend on the input lose accuracy (benchmarks/README.md).
+    estimator: how scores become a map: "mean" (the paper's), "sqrt_mean", "ridge" or "sqrt_ridge"; see
+        `xattn.attribution.estimators`.
+    reliability: stop once the maps, in the form that is compared with attention, have this split-half reliability;
+        1.0 disables early stopping.
+    pyramid: which superpixels are hidden, "published" (the paper's) or "spread"; see `xattn.attribution.segments`.
+    batch_size: perturbations computed at once, halved when memory runs out; None for 128 on a GPU and 32 elsewhere. It
+        affects numbers only by rounding.
     """
 
     input_masks: int = 2000
@@ -70,12 +76,9 @@ class Occlusion:
     batch_size: int | None = None
 
     def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"There is no precision {self.precision!r}: choose one of {', '.join(PRECISIONS)}.")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"There is no estimator {self.estimator!r}: choose one of {', '.join(ESTIMATORS)}.")
-        if self.pyramid not in PYRAMIDS:
-            raise ValueError(f"There is no pyramid {self.pyramid!r}: choose one of {', '.join(PYRAMIDS)}.")
+        for name, choices in (("precision", PRECISIONS), ("estimator", ESTIMATORS), ("pyramid", PYRAMIDS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"There is no {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
         for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
@@ -85,65 +88,143 @@ class Occlusion:
                 continue
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
-            object.__setattr__(self, name, int(value))  # numpy's would not do in the key of stored maps
+            object.__setattr__(self, name, int(value))  # numpy's integers are not JSON values, which keys need
 
     def on(self, device: torch.device) -> "Occlusion":
-        """The same with precision "auto" and batch_size None decided for the device."""
+        """Return a copy with precision "auto" and batch_size None resolved for the device."""
         precision, batch_size = self.precision, self.batch_size or BATCH_SIZES.get(device.type, 32)
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16(device) else "float32"
         return replace(self, precision=precision, batch_size=batch_size)
 
 
-class NothingToExplain(ValueError):
-    """There is nothing to explain: the model wrote fewer tokens than are needed, or cannot hear so long a recording."""
-
-
 def explain(
     model: S2TModel,
-    utterance: Utterance | str | Path,
-    target: str | None = None,
+    audio: Recording | Utterance,
+    *,
+    rate: int | None = None,
     language: str | None = None,
-    **occlusion: float,
+    translate_to: str | None = None,
+    text: str | None = None,
+    occlusion: Occlusion | None = None,
+    decoding: Decoding | None = None,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Transcribe or translate one recording and explain every token of the output.
 
+    An interrupted call leaves its scores in the user's cache; the same call resumes with them.
+
     Args:
         model: from `xattn.load_model`.
-        utterance: of a corpus, or the path of a recording.
-        target: language of the output; by default the one that is spoken.
-        language: the language spoken in a recording; by default the target, or the model's first.
-        occlusion: the fields of `Occlusion`, such as input_masks=500.
+        audio: a path, samples with `rate`, `(rate, samples)`, `{"array", "sampling_rate"}`, an open file (see
+            `xattn.audio.load_audio`), or an Utterance.
+        rate: the rate of the samples in Hz.
+        language: the spoken language. If it is not given, it is detected if the model can do that; otherwise the
+            model's default is used and printed.
+        translate_to: the language of the output; by default the spoken one.
+        text: explain this text instead of the model's own hypothesis.
+        occlusion: number and kind of perturbations.
+        decoding: settings of the search that differ from the model's own.
+        progress: whether to print the language, the transcript, the time left and the reliability of the maps.
 
     Returns:
-        cross_attention (layer, head, token, step); input_saliency (token, time, mel) = SM^X; encoder_saliency (token,
-        step) = SM^H; the model's input as features (time, mel); SM^X in its compact form (segment_score,
-        segment_count, segmentation); every perturbation's score (input_scores, encoder_scores); and provenance in the
-        attributes. Row i explains token i of the hypothesis, whose last token is </s>. Frames and steps are those of
-        the recording: of a model that pads it (Whisper), a row of cross_attention sums to 1 together with what is left
-        on the padding, padding_attention (layer, head, token).
+        A dataset with the axes of `xattn.maps`: cross_attention (layer, head, token, step); input_saliency (token,
+        time, mel), SM^X; encoder_saliency (token, step), SM^H; the model's input, features (time, mel); the scores of
+        all perturbations, input_scores and encoder_scores; and the superpixels (segmentation). Row i explains token i
+        of the hypothesis, whose last token is </s>. For a model that pads its input (Whisper), frames and steps cover
+        the recording only, and padding_attention (layer, head, token) is the attention that falls on the padding.
+        Attributes hold the hypothesis, the reliability of both maps (`input_reliability`, `encoder_reliability`) and
+        provenance.
 
     Raises:
-        ValueError: a parameter out of range, a language the model does not write, or an empty hypothesis.
+        ValueError: a parameter is out of range, the model does not support the language, it wrote nothing, or the text
+            is empty or too long for it.
+        FileNotFoundError, TypeError: see `xattn.audio.load_audio`.
     """
-    if not isinstance(utterance, Utterance):
-        spoken = language or target or next(iter(model.languages), None)
-        if spoken is None:
-            raise ValueError(f"{model.name} does not say which language it writes: give it as target, such as 'en'.")
-        utterance = utterance_from_file(utterance, language=spoken)
-    return explain_targets(model, utterance, [target or utterance.language], Occlusion(**occlusion))[0]
+    say = partial(print, flush=True) if progress else _nothing
+    utterance = audio if isinstance(audio, Utterance) else utterance_from_recording(audio, rate)
+    samples = utterance.audio()
+    features = model.features(samples)
+    language = _spoken_language(model, features, language or utterance.language, translate_to, say)
+    utterance = replace(utterance, language=language)
+    occlusion = (occlusion or Occlusion()).on(model.device)
+    origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
+    key = key_of(
+        origin | {"language": language, "translate_to": translate_to, "text": text, "decoding": repr(decoding)}
+    )
+    checkpoint = Checkpoint(platformdirs.user_cache_path("xattn") / f"{key}.npz", key)
+    (maps,) = explain_directions(
+        model,
+        utterance,
+        [direction_of(language, translate_to)],
+        occlusion,
+        text=text,
+        decoding=decoding,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    checkpoint.remove()
+    found = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
+    say("Reliability: " + ", ".join(f"{PLACES[place]} {value:.2f}" for place, value in found.items()))
+    noisy = [f"{place}_masks" for place, value in found.items() if not value >= LOW]  # NaN is not reliable either
+    if noisy:
+        more = ", ".join(f"{name}={4 * getattr(occlusion, name)}" for name in noisy)
+        say(f"Below {LOW} a map is mostly noise: use more masks, such as occlusion=Occlusion({more}).")
+    return maps
+
+
+def _nothing(*_) -> None:
+    pass
+
+
+def direction_of(language: str, translate_to: str | None) -> str:
+    """The direction "en" (transcription) or "en-it" (translation)."""
+    return language if translate_to in (None, language) else f"{language}-{translate_to}"
+
+
+def _spoken_language(
+    model: S2TModel, features: torch.Tensor, language: str, translate_to: str | None, say: Callable
+) -> str:
+    """The language given, detected or assumed. ValueError: the model does not support it, or it is unknown."""
+    if not language and model.detects_language:
+        language = model.detect_language(features)
+        say(f"Language: {language} (detected)")
+    if not language:
+        others = [each for each in model.languages if each != translate_to]
+        language = next(iter(others or model.languages), translate_to)
+        if not language:
+            raise ValueError(f"{model.name} does not say which language it writes: give language, such as 'en'.")
+        say(f"Language: {language} (the default of {model.name}; set language= to change it)")
+    # A translation model need not write the language that it understands; `prompt` checks directions.
+    if translate_to in (None, language) and model.languages and language not in model.languages:
+        raise ValueError(f"{model.name} does not support {language!r}: choose one of {', '.join(model.languages)}.")
+    return language
+
+
+def determinants(model: S2TModel, audio: bytes, utterance: str, occlusion: Occlusion) -> dict:
+    """Everything that determines the numbers of an utterance's maps in any direction, as JSON values."""
+    versions = {name: version(name) for name in LIBRARIES}
+    versions |= {name: version(name) for name, first in LATER_LIBRARIES.items() if version(name) != first}
+    return asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes numbers only by rounding
+        "weights": model.weights_hash,
+        "audio": hashlib.sha256(audio).hexdigest(),
+        "utterance": utterance,
+        "version": VERSION,
+        "versions": versions,
+    }
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What the model wrote of an utterance in one setting of the paper, "en" or "en-it".
+    """What the model wrote for an utterance in one direction.
 
-    ids: (I,), the tokens up to </s>, and their strings; decoder_inputs: (P + I - 1,), the prompt of P tokens, then
-    they, but for the last; rows: of the decoder positions that predict them; columns: theirs among the tokens of all
-    hypotheses of the utterance.
+    ids: (I,), the tokens up to </s>; tokens: their strings.
+    decoder_inputs: (P + I - 1,), the prompt of P tokens and all ids but the last.
+    rows: the decoder positions that predict the ids.
+    columns: where the tokens are among the tokens of all hypotheses of the utterance.
     """
 
-    setting: str
+    direction: str
     ids: torch.Tensor
     tokens: list[str]
     decoder_inputs: torch.Tensor
@@ -151,33 +232,62 @@ class Hypothesis:
     columns: slice
 
 
-def write_hypotheses(
-    model: S2TModel, features: torch.Tensor, settings: Sequence[str], name: str, least: int
+def _hypotheses(
+    model: S2TModel,
+    features: torch.Tensor,
+    directions: Sequence[str],
+    name: str,
+    text: str | None,
+    decoding: Decoding | None,
+    least: int,
 ) -> list[Hypothesis]:
-    """The outputs for features (T, F); NothingToExplain: one of utterance `name` has fewer than `least` tokens."""
+    """Decode features (T, F), or force a text.
+
+    NothingToExplain: a hypothesis has fewer than `least` tokens. ValueError: the text is empty or too long.
+    """
     found, start = [], 0
-    for setting in settings:
-        ids, prompt = model.generate(features[None], setting)[0], model.prompt(setting)
+    for direction in directions:
+        prompt = model.prompt(direction)
+        if text is None:
+            ids = model.generate(features[None], direction, decoding=decoding)[0]
+        else:
+            ids = _forced(model, text, len(prompt))
         if len(ids) <= least:
             raise NothingToExplain(
-                f"{model.name} wrote {model.text(ids) or 'nothing'} for {name} in {setting!r}: check the recording and "
-                "its language."
+                f"{model.name} wrote {model.text(ids) or 'nothing'} for {name} in {direction!r}: check the recording "
+                "and its language."
             )
         inputs, rows = torch.cat([prompt, ids])[:-1], slice(len(prompt) - 1, None)
-        found.append(Hypothesis(setting, ids, model.tokens(ids), inputs, rows, slice(start, start + len(ids))))
+        found.append(Hypothesis(direction, ids, model.tokens(ids), inputs, rows, slice(start, start + len(ids))))
         start += len(ids)
     return found
 
 
-def explain_targets(
+def _forced(model: S2TModel, text: str, prompt: int) -> torch.Tensor:
+    """Token ids of a text, after a prompt of so many tokens. ValueError: it is empty, or too long for the model."""
+    if not text.strip():
+        raise ValueError("The text is empty: give the words to explain, or leave out text.")
+    ids, most = model.token_ids(text), model.decoding.max_length - prompt
+    if len(ids) > most:
+        raise ValueError(
+            f"The text has {len(ids)} tokens, but {model.name} writes at most {most}: give a shorter text."
+        )
+    return ids
+
+
+def explain_directions(
     model: S2TModel,
     utterance: Utterance,
-    targets: Sequence[str],
+    directions: Sequence[str],
     occlusion: Occlusion,
+    *,
+    text: str | None = None,
+    decoding: Decoding | None = None,
     least: int = 1,
     checkpoint: Checkpoint | None = None,
+    progress: bool = False,
 ) -> list[xr.Dataset]:
-    """As `explain`, for several output languages of the same audio, which share the encoder passes.
+    """Explain an utterance in several directions, which share the encoder's passes; see `explain`.
 
     NothingToExplain: a hypothesis has fewer than `least` tokens before its </s>.
     """
@@ -186,12 +296,14 @@ def explain_targets(
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
     states = model.encode(features[None])  # (1, S, D)
-    source = utterance.language
-    settings = [target if target == source else f"{source}-{target}" for target in targets]
-    hypotheses = write_hypotheses(model, features, settings, utterance.id, least)
+    hypotheses = _hypotheses(model, features, directions, utterance.id, text, decoding, least)
+    if progress:
+        for each in hypotheses:
+            print(f"{'Translation' if '-' in each.direction else 'Transcript'}: {model.text(each.ids)}", flush=True)
+    step_frames = model.step_frames(len(features))
     partitions = {
         "input": Partition.of(slic_pyramid(features.cpu().numpy(), pyramid=occlusion.pyramid)),
-        "encoder": Partition.of(np.arange(model.steps(len(features)))[None]),
+        "encoder": Partition.of(np.arange(len(step_frames))[None]),
     }
     masks = {
         place: Masks(
@@ -203,32 +315,31 @@ def explain_targets(
         )
         for place, partition in partitions.items()
     }
-    scores = score_perturbations(model, features, states, hypotheses, masks, occlusion, checkpoint)
+    scores = _score_perturbations(model, features, states, hypotheses, masks, occlusion, checkpoint, progress)
     attributes = {
         "model": model.name,
         "weights": model.weights_hash,
         "utterance": utterance.id,
         "audio": hashlib.sha256(audio.tobytes()).hexdigest()[:16],
-        "subsampling": model.subsampling,
-        "lead": model.lead,
         **asdict(occlusion),
-        "version": xattn.__version__,
-        "seconds": round((time.monotonic() - started) / len(targets), 3),
+        "version": version("xattn"),
+        "seconds": round((time.monotonic() - started) / len(directions), 3),
+        "forced": int(text is not None),
     }
     maps = []
     for each in hypotheses:
         own = {
-            "setting": each.setting,
+            "setting": each.direction,
             "hypothesis": model.text(each.ids),
-            "reference": utterance.text(each.setting),
+            "reference": utterance.text(each.direction),
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}
-        maps.append(labelled(model, features, each.tokens, attention, columns, masks, attributes | own))
+        maps.append(_dataset(model, features, each.tokens, attention, columns, masks, attributes | own))
     return maps
 
 
-def score_perturbations(
+def _score_perturbations(
     model: S2TModel,
     features: torch.Tensor,
     states: torch.Tensor,
@@ -236,16 +347,19 @@ def score_perturbations(
     masks: dict[str, Masks],
     occlusion: Occlusion,
     checkpoint: Checkpoint | None,
+    progress: bool,
 ) -> dict[str, np.ndarray]:
-    """KL divergences (N, tokens of all hypotheses) of the perturbations of "input" and of "encoder"."""
+    """KL divergences (N, tokens of all hypotheses) for the perturbations of "input" and of "encoder"."""
+    step_frames = model.step_frames(len(features))
 
     def reliable(place: str, scores: np.ndarray) -> bool:
         return all(
-            map_reliability(scores[:, each.columns], masks[place], each.tokens, model, occlusion.estimator)
+            map_reliability(scores[:, each.columns], masks[place], each.tokens, step_frames, occlusion.estimator)
             >= occlusion.reliability
             for each in hypotheses
         )
 
+    scores = {}
     with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
         divergences = [divergence_from(model.decode(states, each.decoder_inputs)[0, each.rows]) for each in hypotheses]
 
@@ -253,36 +367,33 @@ def score_perturbations(
             pairs = zip(divergences, hypotheses, strict=True)
             return torch.cat([own(decode(each.decoder_inputs)[:, each.rows]) for own, each in pairs], dim=1)
 
-        decode_without_steps = model.decoder_without_steps(states)
+        masked_decoder = model.masked_decoder(states)
         perturbed = {
-            "input": lambda keep: divergence(partial(model.decode, model.encode(model.without_cells(features, keep)))),
-            "encoder": lambda keep: divergence(partial(decode_without_steps, keep)),
+            "input": lambda keep: divergence(partial(model.decode, model.encode(model.mask_input(features, keep)))),
+            "encoder": lambda keep: divergence(partial(masked_decoder, keep)),
         }
-        return {
-            place: occlude(
-                perturbed[place],
-                masks[place],
-                batch_size=occlusion.batch_size,
-                device=features.device,
-                done=checkpoint.scores.get(place) if checkpoint else None,
-                checkpoint=partial(checkpoint.save, place) if checkpoint else None,
-                enough=partial(reliable, place) if occlusion.reliability < 1 else None,
-            )
-            for place in masks
-        }
+        for place in masks:
+            with _bar(place, masks[place].number) if progress else nullcontext() as bar:
+                scores[place] = occlude(
+                    perturbed[place],
+                    masks[place],
+                    batch_size=occlusion.batch_size,
+                    device=features.device,
+                    done=checkpoint.scores.get(place) if checkpoint else None,
+                    checkpoint=partial(checkpoint.save, place) if checkpoint else None,
+                    enough=partial(reliable, place) if occlusion.reliability < 1 else None,
+                    progress=(lambda count, bar=bar: bar.update(count - bar.n)) if progress else None,
+                )
+    return scores
 
 
-def map_reliability(scores: np.ndarray, masks: Masks, tokens: list[str], model: S2TModel, estimator: str) -> float:
-    """Reliability of the map that attention is compared with: normalised, on the encoder's steps, spoken tokens only.
-
-    scores: (N, I), of the tokens (I,) of one hypothesis.
-    """
-    steps = model.steps(masks.partition.labels.shape[1])  # a map of steps needs no reduction
-    reduced = partial(on_steps, steps=steps, window=model.subsampling, lead=model.lead)
-    return reliability(scores[:, ~np.isin(tokens, SPECIAL_TOKENS)], masks, estimator, reduced)
+def _bar(place: str, number: int) -> tqdm:
+    """A line with the time left that updates in place, often in a terminal and rarely in a log."""
+    interval = 0.2 if sys.stdout.isatty() else 2.0
+    return tqdm(total=number, desc=PLACES[place], unit=" masks", file=sys.stdout, mininterval=interval, leave=True)
 
 
-def labelled(
+def _dataset(
     model: S2TModel,
     features: torch.Tensor,
     tokens: list[str],
@@ -291,54 +402,30 @@ def labelled(
     masks: dict[str, Masks],
     attributes: dict,
 ) -> xr.Dataset:
-    """The maps of one hypothesis as a dataset with the kit's axes."""
-    frames, steps = len(features), model.steps(len(features))
-    times = frame_times(frames, model.first_frame, model.frame_seconds)
-    attention, beyond, padding = attention[..., :steps], attention[..., steps:], {}
-    if beyond.shape[-1]:
-        padding["padding_attention"] = (("layer", "head", "token"), beyond.sum(axis=-1))
-    estimator = attributes["estimator"]
+    """Turn the attention and the scores of one hypothesis into its maps."""
+    estimator, step_frames = attributes["estimator"], model.step_frames(len(features))
     units = {place: estimate(each, masks[place], estimator) for place, each in scores.items()}
-    reliabilities = {
-        f"{place}_reliability": map_reliability(each, masks[place], tokens, model, estimator)
+    attributes = attributes | {
+        f"{place}_reliability": map_reliability(each, masks[place], tokens, step_frames, estimator)
         for place, each in scores.items()
     }
-    dataset = xr.Dataset(
-        {
-            "cross_attention": (("layer", "head", "token", "step"), attention),
-            **padding,
-            "encoder_saliency": (("token", "step"), units["encoder"].cells(masks["encoder"].partition.labels)),
-            "features": (("time", "mel"), features.cpu().numpy()),
-            "input_scores": (("input_mask", "token"), scores["input"]),
-            "encoder_scores": (("encoder_mask", "token"), scores["encoder"]),
-            **units["input"].compact(),
-            "segmentation": (("level", "time", "mel"), masks["input"].partition.labels),
-        },
-        coords=coordinates(tokens, attention, times, model.subsampling, model.lead) | {"mel": model.band_centres},
-        attrs=attributes | reliabilities,
-    )
-    return expand(dataset)
-
-
-def frame_times(frames: int, first: float = WINDOW_SECONDS / 2, frame_seconds: float = FRAME_SECONDS) -> np.ndarray:
-    """Seconds (T,) at the centres of the windows of frames, the first of which is given."""
-    return first + frame_seconds * np.arange(frames)
-
-
-def coordinates(
-    tokens: Sequence[str], attention: np.ndarray, times: np.ndarray, subsampling: int, lead: int = 0
-) -> dict:
-    """Of the kit's axes but mel, for the tokens (I,), attention (L, H, I, S) and `frame_times` (T,) of an utterance.
-
-    A step's seconds are in the middle of its `subsampling` frames, of which the first step may have `lead` fewer, and
-    the last one fewer too.
-    """
-    first = subsampling * np.arange(attention.shape[-1]) - lead
-    last = np.minimum(first + subsampling, len(times)) - 1
-    return {
-        "layer": 1 + np.arange(attention.shape[0]),
-        "head": 1 + np.arange(attention.shape[1]),
-        "token": np.array(tokens, dtype=object),
-        "step": (times[np.maximum(first, 0)] + times[last]) / 2,
-        "time": times,
+    steps = len(step_frames)
+    arrays = {"cross_attention": attention[..., :steps]}
+    if attention.shape[-1] > steps:
+        arrays["padding_attention"] = attention[..., steps:].sum(axis=-1)
+    arrays |= {
+        "encoder_saliency": units["encoder"].cells(masks["encoder"].partition.labels),
+        "features": features.cpu().numpy(),
+        "input_scores": scores["input"],
+        "encoder_scores": scores["encoder"],
+        **units["input"].compact(),
+        "segmentation": masks["input"].partition.labels,
     }
+    return build(
+        arrays,
+        tokens=tokens,
+        times=frame_times(len(features), model.first_frame, model.frame_seconds),
+        step_frames=step_frames,
+        bands=model.band_centres,
+        attributes=attributes,
+    )

@@ -1,131 +1,151 @@
-"""A corpus through a model into the store: progress, resume, cost, in this process or on workers."""
+"""A corpus through a model into a folder of maps: progress, resuming, cost; in this process or on workers."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from importlib.metadata import version
+from os.path import abspath
 from pathlib import Path
 from threading import Lock
 
 from xattn import store
-from xattn.corpus import Utterance
-from xattn.explain import VERSION, NothingToExplain, Occlusion, explain_targets
-from xattn.models import S2TModel, load_model
+from xattn.data.utterance import Utterance
+from xattn.explain import Occlusion, determinants, direction_of, explain_directions
+from xattn.models import Decoding, S2TModel, load_model
+from xattn.models.errors import NothingToExplain
 
 
 def explain_corpus(
     model: S2TModel,
     utterances: Sequence[Utterance],
-    settings: Sequence[str],
-    folder: Path,
-    occlusion: Occlusion,
-    client=None,
+    folder: str | Path,
+    *,
+    translate_to: str | Sequence[str] | None = None,
+    occlusion: Occlusion | None = None,
+    decoding: Decoding | None = None,
+    progress: bool = True,
+    workers=None,
 ) -> None:
-    """Explain utterances of one language into the store, an utterance at a time; what is there already is skipped.
+    """Explain utterances of one language and store their maps; what is stored already is skipped.
+
+    Read the maps with `xattn.load_maps`. Runs survive interruption: the same call resumes, and at most ten seconds are
+    lost. Utterances that are too long for the model, or for which it writes fewer than two tokens, are skipped.
 
     Args:
-        settings: of the paper, all with the utterances' language as source ("en", "en-it"); they share encoder passes.
-        client: of `xattn.workers.connect`; its workers have to see the model's and the corpus's files and `folder`, and
-            their threads take turns, so that one each is enough.
+        folder: for the maps, <model>/<direction>/<utterance>.
+        translate_to: the language of the output; by default the spoken one. Several languages, which may include the
+            spoken one, share the encoder's passes.
+        occlusion, decoding: see `xattn.explain`.
+        progress: whether to print a line for each utterance, with the time left.
+        workers: a Dask client from `xattn.workers.connect`. Workers need the files of model and corpus and `folder`.
 
-    An utterance for which the model writes fewer than two tokens is left out, as nothing can be correlated there.
+    Raises:
+        ValueError: the utterances are not all in one language.
     """
-    sources = {setting.partition("-")[0] for setting in settings}
-    foreign = next((u for u in utterances if {u.language} != sources), None)
-    if foreign is not None:
+    languages = {utterance.language for utterance in utterances}
+    if len(languages) != 1:
         raise ValueError(
-            f"Utterance {foreign.id} is spoken in {foreign.language!r}, but not all of the settings "
-            f"{', '.join(settings)} start from it: explain one source language at a time."
+            f"The utterances are in {', '.join(sorted(languages)) or 'no language'}: explain one language at a time."
         )
-    folder = Path(folder).resolve()  # workers may be elsewhere
-    unit = partial(explain_into, settings=list(settings), folder=folder, occlusion=occlusion.on(model.device))
-    if client is None:
+    (language,) = languages
+    targets = [translate_to] if translate_to is None or isinstance(translate_to, str) else translate_to
+    directions = [direction_of(language, target) for target in targets]
+    folder = Path(folder).resolve()  # workers may run elsewhere
+    occlusion = (occlusion or Occlusion()).on(model.device)
+    unit = partial(explain_into, directions=directions, folder=folder, occlusion=occlusion, decoding=decoding)
+    if workers is None:
         outcomes = ((utterance, unit(model, utterance)) for utterance in utterances)
     else:
-        outcomes = _on_workers(client, model, utterances, unit)
+        outcomes = _on_workers(workers, model, utterances, unit)
     started, done, keys = time.monotonic(), 0, {}
-    for number, (utterance, (found, said)) in enumerate(outcomes, start=1):
+    for number, (utterance, (found, message)) in enumerate(outcomes, start=1):
         keys[utterance.id] = found
-        if said:
+        if message and progress:
             done += 1
             seconds = (time.monotonic() - started) / done
             print(
-                f"{model.name} {'+'.join(settings)} {number}/{len(utterances)} {utterance.id}: {said}; "
+                f"{model.name} {'+'.join(directions)} {number}/{len(utterances)} {utterance.id}: {message}; "
                 f"{seconds:.1f} s an utterance, {seconds * (len(utterances) - number):.0f} s left",
                 flush=True,
             )
-    for setting in settings:
-        index = {u.id: keys[u.id][setting] for u in utterances if keys[u.id]}
-        references = {utterance.id: utterance.text(setting) for utterance in utterances}
-        store.save_index(index, folder, model.name, setting, references)
+    for direction in directions:
+        index = {u.id: keys[u.id][direction] for u in utterances if keys[u.id]}
+        references = {utterance.id: utterance.text(direction) for utterance in utterances}
+        store.save_index(index, folder, model.name, direction, references)
 
 
 def explain_into(
-    model: S2TModel, utterance: Utterance, settings: Sequence[str], folder: Path, occlusion: Occlusion
+    model: S2TModel,
+    utterance: Utterance,
+    directions: Sequence[str],
+    folder: Path,
+    occlusion: Occlusion,
+    decoding: Decoding | None = None,
 ) -> tuple[dict[str, str], str]:
-    """Explain one utterance into the store, unless it is there: its keys, none where it was left out, and what was
-    done, "" where nothing."""
-    origin = asdict(replace(occlusion, batch_size=1)) | {  # the batch size changes the numbers by rounding only
-        "weights": model.weights_hash,
-        "audio": hashlib.sha256(utterance.audio_path.read_bytes()).hexdigest(),
-        "utterance": utterance.id,
-        "version": VERSION,
-        "versions": {name: version(name) for name in ("torch", "transformers", "scikit-image", "numpy")},
-    }
-    if occlusion.reliability < 1:  # perturbations end where the maps of all settings are reliable
-        origin["settings"] = sorted(settings)
-    keys = {setting: store.key_of(origin | {"setting": setting}) for setting in settings}
-    paths = {setting: store.path_of(folder, model.name, setting, utterance.id) for setting in settings}
-    if all(store.is_current(paths[setting], keys[setting]) for setting in settings):
+    """Explain one utterance into the folder of maps, unless it is stored there.
+
+    Returns:
+        (keys, message): the key for each direction, empty if the utterance was skipped; what was done, empty if the
+        maps were already current.
+    """
+    audio = utterance.audio_path.read_bytes() if utterance.samples is None else utterance.samples.tobytes()
+    origin = determinants(model, audio, utterance.id, occlusion)
+    if decoding is not None:
+        origin["decoding"] = asdict(decoding)
+    if occlusion.reliability < 1:  # perturbations stop when the maps of all directions are reliable
+        origin["settings"] = sorted(directions)
+    keys = {direction: store.key_of(origin | {"setting": direction}) for direction in directions}
+    paths = {direction: store.path_of(folder, model.name, direction, utterance.id) for direction in directions}
+    if all(store.is_current(paths[direction], keys[direction]) for direction in directions):
         return keys, ""
-    partial_path = paths[settings[0]].with_name(f".{utterance.id}.partial.npz")
-    checkpoint = store.Checkpoint(partial_path, store.key_of(keys))
-    targets = [setting.rpartition("-")[2] for setting in settings]
+    checkpoint = store.Checkpoint(paths[directions[0]].with_name(f".{utterance.id}.partial.npz"), store.key_of(keys))
     try:
-        for maps in explain_targets(model, utterance, targets, occlusion, least=2, checkpoint=checkpoint):
-            if not store.is_current(paths[maps.setting], keys[maps.setting]):  # a kill between two settings
-                store.save(maps, paths[maps.setting], keys[maps.setting])
+        explained = explain_directions(
+            model, utterance, directions, occlusion, decoding=decoding, least=2, checkpoint=checkpoint
+        )
     except NothingToExplain as error:
-        return {}, f"left out ({error})"
-    partial_path.unlink(missing_ok=True)
+        return {}, f"skipped ({error})"
+    for maps in explained:
+        if not store.is_current(paths[maps.setting], keys[maps.setting]):  # a run was killed between two directions
+            store.save(maps, paths[maps.setting], keys[maps.setting])
+    checkpoint.remove()
     return keys, "explained"
 
 
-def cost(
-    model: S2TModel, utterances: Sequence[Utterance], settings: Sequence[str], occlusion: Occlusion
+def estimate_cost(
+    model: S2TModel, utterances: Sequence[Utterance], directions: Sequence[str], occlusion: Occlusion
 ) -> tuple[float, float]:
-    """Seconds and bytes that `explain_corpus` would take, from a few batches of masks of one utterance.
+    """Estimate the run time in seconds and the disk space in bytes of `explain_corpus`.
 
-    That utterance is the one of median length; time and size are taken to grow with the length.
+    A few batches of masks of the utterance of median length are timed; time and size are assumed to grow linearly with
+    the length.
     """
-    targets = [setting.rpartition("-")[2] for setting in settings]
     utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
     few = occlusion.on(model.device).batch_size
     seconds, size = {}, 0.0
-    for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first one warms up
+    for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first run warms up
         started = time.monotonic()
-        maps = explain_targets(
-            model, utterance, targets, replace(occlusion, input_masks=number[0], encoder_masks=number[1])
+        maps = explain_directions(
+            model, utterance, directions, replace(occlusion, input_masks=number[0], encoder_masks=number[1])
         )
         seconds[number] = time.monotonic() - started
     once = seconds[few, few]
-    mask = [max(0.0, seconds[number] - once) / (2 * few) for number in ((3 * few, few), (few, 3 * few))]
+    per_mask = [max(0.0, seconds[number] - once) / (2 * few) for number in ((3 * few, few), (few, 3 * few))]
     masks = occlusion.input_masks, occlusion.encoder_masks
-    once += sum(each * (number - few) for each, number in zip(mask, masks, strict=True))
+    once += sum(each * (number - few) for each, number in zip(per_mask, masks, strict=True))
     for item in maps:
         fixed = item.drop_vars(["input_saliency", "input_scores", "encoder_scores"]).nbytes
         size += fixed + sum(masks) * item.sizes["token"] * item.input_scores.dtype.itemsize
-    share = sum(item.duration for item in utterances) / utterance.duration
-    return once * share, size * share
+    ratio = sum(item.duration for item in utterances) / utterance.duration
+    return once * ratio, size * ratio
 
 
 def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: Callable) -> Iterator[tuple]:
     from distributed import as_completed
 
     folder = Path(model.source)
-    source = str(folder.resolve()) if folder.is_dir() else model.source  # a hub id has no folder
+    # A hub id has no folder. The path of a symbolic link is kept, because the model is named after it.
+    source = abspath(folder) if folder.is_dir() else model.source
     task = partial(_on_worker, source, str(model.device), model.weights_hash, unit)
     futures = {client.submit(task, _resolved(utterance), pure=False): utterance for utterance in utterances}
     for future, outcome in as_completed(futures, with_results=True):
@@ -133,21 +153,21 @@ def _on_workers(client, model: S2TModel, utterances: Sequence[Utterance], unit: 
 
 
 def _resolved(utterance: Utterance) -> Utterance:
-    manifest = utterance.manifest and utterance.manifest.resolve()
-    return replace(utterance, audio_path=utterance.audio_path.resolve(), manifest=manifest)
+    manifest, path = (each and each.resolve() for each in (utterance.manifest, utterance.audio_path))
+    return replace(utterance, audio_path=path, manifest=manifest)
 
 
 def _on_worker(
     source: str, device: str, weights_hash: str, unit: Callable, utterance: Utterance
 ) -> tuple[dict[str, str], str]:
-    with _turn:
+    with _one_at_a_time:
         return unit(_loaded(source, device, weights_hash), utterance)
 
 
-_turn = Lock()  # threads of a worker share the model, whose attention is switched to another implementation and back
+_one_at_a_time = Lock()  # several threads of a worker would compete for memory and cores
 
 
-@lru_cache(maxsize=1)  # a worker may outlive many models
+@lru_cache(maxsize=1)  # a worker may live longer than many models
 def _loaded(source: str, device: str, weights_hash: str) -> S2TModel:
     model = load_model(source, device)
     if model.weights_hash != weights_hash:

@@ -1,53 +1,59 @@
-"""Maps on disk: a zipped Zarr group an utterance and setting, written whole or not at all, keyed by what made it."""
+"""Maps on disk: one zipped Zarr group for each utterance and direction, keyed by everything that determines its
+numbers.
 
-import hashlib
+A folder of maps holds <model>/<direction>/<utterance>.zarr.zip and, for each model and direction, utterances.json: the
+utterances of the last finished run with their keys.
+"""
+
 import json
-import os
 import shutil
-import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from glob import escape
+from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import xarray as xr
 from zarr.storage import ZipStore
 
-from xattn.estimators import expand
+from xattn.files import hash_value, replacing, write_whole
+from xattn.maps import upgraded, with_cells, without_cells
 
 KEY, CONTENTS = "key", "contents"
 INDEX = "utterances.json"
-AGAIN = "run 10_maps or 11_released again"
-LEFT_SECONDS = 3600.0  # after which nobody is still writing a file
+AGAIN = "make the maps again"
 
 
 def key_of(parameters: dict) -> str:
-    """Hash of everything that determines a unit's numbers; `parameters` must be plain JSON values."""
-    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash everything that determines the numbers of a file; `parameters` must be JSON values."""
+    return hash_value(parameters, 16)
 
 
-def path_of(folder: str | Path, model: str, setting: str, utterance: str) -> Path:
-    """Where the maps of one utterance lie below `folder`."""
-    return Path(folder) / model / setting / f"{utterance}.zarr.zip"
+def path_of(folder: str | Path, model: str, direction: str, utterance: str) -> Path:
+    """Path of the maps of one utterance below `folder`."""
+    return Path(folder) / model / direction / f"{utterance}.zarr.zip"
 
 
 def is_current(path: Path, key: str) -> bool:
-    """Whether `path` holds maps that were made under `key`. ValueError: they are damaged."""
-    return path.exists() and _read(path, whole=False).attrs.get(KEY) == key
+    """Whether `path` holds maps made under `key`. ValueError: the file is damaged."""
+    if not path.exists():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(".zattrs")).get(KEY) == key
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"{path} holds no readable maps ({error}): delete it and {AGAIN}.") from error
 
 
 def save(maps: xr.Dataset, path: Path, key: str) -> None:
-    """Write maps whole or not at all; SM^X only in its compact form, if it has one. OSError: they could not be."""
-    compact = maps.drop_vars("input_saliency") if "segmentation" in maps else maps
+    """Write maps completely or not at all, without the cells that follow from segments. OSError: writing failed."""
+    compact = without_cells(maps)
     compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
     with replacing(path, AGAIN) as temporary:
         group = temporary.with_name(f"{temporary.name}.zarr")
         try:
             compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
-            # One file can be renamed in one step, and carries a checksum of every part.
+            # A single file can be renamed in one step and has a checksum for every part.
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
                 for file in sorted(file for file in group.rglob("*") if file.is_file()):
                     archive.write(file, file.relative_to(group).as_posix())
@@ -56,41 +62,62 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
 
 
 def load(path: Path) -> xr.Dataset:
-    """Read the maps of one utterance, with SM^X expanded to cells again. ValueError: they are damaged."""
-    return expand(_read(path, whole=True))
+    """Read the maps of one utterance, with input_saliency computed from its segments. ValueError: they are damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} fails its checksum")
+        zipped = ZipStore(path, mode="r")
+        try:
+            maps = xr.open_zarr(zipped, consolidated=False, chunks=None).load()
+        finally:
+            zipped.close()
+        # A damaged directory of the archive can hide variables; files of early versions do not list theirs.
+        if sorted(maps.variables) != maps.attrs.pop(CONTENTS, sorted(maps.variables)):
+            raise ValueError("some variables are missing")
+        return with_cells(upgraded(maps))
+    except Exception as error:  # a damaged archive can raise anything
+        raise ValueError(f"{path} holds no readable maps ({error}): delete it and {AGAIN}.") from error
 
 
 def save_index(
-    keys: dict[str, str], folder: str | Path, model: str, setting: str, references: dict[str, str] | None = None
+    keys: dict[str, str], folder: str | Path, model: str, direction: str, references: dict[str, str] | None = None
 ) -> None:
-    """Record which utterances a run of a model and setting covers, and under which keys, so that those of an earlier
-    run stay out of it; and their references where they are known, as a corrected one makes no new maps."""
+    """Record the utterances of a finished run with their keys, so that utterances of earlier runs are left out.
+
+    references: the reference text of each utterance, if known; a corrected one then needs no new maps.
+    """
     index = {id: {KEY: key, "reference": references[id]} if references else key for id, key in keys.items()}
-    write_whole(Path(folder) / model / setting / INDEX, json.dumps(index).encode())
+    write_whole(Path(folder) / model / direction / INDEX, json.dumps(index).encode())
 
 
-def load_all(folder: str | Path, model: str, setting: str) -> Iterator[xr.Dataset]:
-    """The maps of the last finished run of a model and setting, in the order of its utterances, read one at a time,
-    with the references that its corpus had.
+def load_maps(folder: str | Path, model: str, direction: str) -> Iterator[xr.Dataset]:
+    """Read the maps of the last finished run of a model and direction, one utterance at a time, in the run's order.
+
+    Args:
+        folder: written by `xattn.explain_corpus`.
+        model: the model's name, such as "base".
+        direction: such as "en" (transcription of English) or "en-it" (translation into Italian).
 
     Raises:
-        FileNotFoundError: there was none.
-        ValueError: it left every utterance out; or maps or the list of utterances are damaged, or maps were made again
-            under other parameters by a run that did not finish.
+        FileNotFoundError: there is no finished run.
+        ValueError: the run skipped every utterance; maps or the list of utterances are damaged; or an unfinished run
+            has replaced maps by ones with other parameters.
     """
-    path = Path(folder) / model / setting / INDEX
+    path = Path(folder) / model / direction / INDEX
     if not path.is_file():
         raise FileNotFoundError(
-            f"There are no maps of {model} in the setting {setting} in {folder}: run 10_maps or 11_released first."
+            f"There are no maps of {model} for the direction {direction} in {folder}: make them first."
         )
     index = _read_index(path)
     if not index:
-        raise ValueError(f"{path} lists no utterance, as all were left out: explain others, or take another model.")
-    return (_load_keyed(path_of(folder, model, setting, id), *found) for id, found in index.items())
+        raise ValueError(f"{path} lists no utterance, because all were skipped: explain others, or use another model.")
+    return (_load_keyed(path_of(folder, model, direction, id), *found) for id, found in index.items())
 
 
 def _read_index(path: Path) -> dict[str, tuple[str, dict[str, str]]]:
-    """The key of every utterance, and what replaces attributes of its maps; older indexes hold keys alone."""
+    """The key of every utterance and the attributes that replace those of its maps."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         entries = {id: {KEY: entry} if isinstance(entry, str) else dict(entry) for id, entry in index.items()}
@@ -101,7 +128,7 @@ def _read_index(path: Path) -> dict[str, tuple[str, dict[str, str]]]:
 
 def _load_keyed(path: Path, key: str, replaced: dict[str, str]) -> xr.Dataset:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone: {AGAIN}.")
+        raise FileNotFoundError(f"{path} is missing: {AGAIN}.")
     maps = load(path)
     if maps.attrs.get(KEY) != key:
         raise ValueError(f"{path} was made under other parameters than the last finished run: {AGAIN}.")
@@ -109,101 +136,34 @@ def _load_keyed(path: Path, key: str, replaced: dict[str, str]) -> xr.Dataset:
 
 
 class Checkpoint:
-    """The scores (N so far, I) of an utterance that is being explained, by place, so that a kill costs seconds.
+    """Scores of an unfinished utterance, kept on disk so that an interrupted run resumes with them.
 
-    It starts with what an earlier one wrote under the same key; with nothing where that is absent or unreadable, as it
-    is quickly redone.
+    It starts with what an earlier process wrote under the same key, or empty if that is absent or unreadable.
     """
 
     def __init__(self, path: Path, key: str):
-        self.path, self.key, self.scores, self.told = path, key, {}, False
+        self.path, self.key, self.scores, self.warned = path, key, {}, False
         try:
             with np.load(path, allow_pickle=False) as file:
                 scores = dict(file)
-        except Exception:  # whatever flipped bits make of an archive
+        except Exception:  # a damaged archive can raise anything
             return
         if str(scores.pop(KEY, "")) == key:
             self.scores = scores
 
     def save(self, place: str, scores: np.ndarray) -> None:
-        """Write them, whole or not at all; where that fails, as on a full disk, say so once and go on."""
+        """Write the scores of a place, "input" or "encoder". If that fails, print the reason once and continue."""
         self.scores[place] = scores
         try:
-            remedy = "kills will cost seconds again; the run goes on"
+            remedy = "the run continues, but would lose this utterance if it were interrupted"
             with replacing(self.path, remedy) as temporary, temporary.open("wb") as file:
                 np.savez(file, **self.scores, **{KEY: np.array(self.key)})
         except OSError as error:
-            if not self.told:
+            if not self.warned:
                 print(error, flush=True)
-            self.told = True
+            self.warned = True
 
-
-def save_texts(texts: list[str], path: Path, key: str) -> None:
-    """Write decoded texts, whole or not at all."""
-    write_whole(path, json.dumps({KEY: key, "texts": texts}, ensure_ascii=False).encode())
-
-
-def load_texts(path: Path, key: str) -> list[str] | None:
-    """The texts stored under `key`; None where the file is absent or was made under another key."""
-    if not path.is_file():
-        return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return stored["texts"] if stored[KEY] == key else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no readable texts ({error}): delete it and run the notebook again.") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it. OSError: it could not be written."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def replacing(path: Path, remedy: str = "call this again") -> Iterator[Path]:
-    """A name beside `path` for a new file, which takes its place when whole; `path` stays as it was otherwise.
-
-    OSError: it could not be written, and what to do then. Errors without a number pass, as they come from elsewhere.
-    """
-    # A process number would be the same in two containers that share the folder.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        reason = " ".join((error.strerror or str(error)).split())
-        raise OSError(f"{path} could not be written ({reason}): make room and {remedy}.") from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never written
-            temporary.unlink()
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed writes of `path` left behind, but nothing young, as another process may be writing it."""
-    for left in path.parent.glob(f".{escape(path.name)}.*.part*"):
-        with suppress(OSError):  # another process sweeps, too
-            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def _read(path: Path, whole: bool) -> xr.Dataset:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged} fails its checksum")
-        zipped = ZipStore(path, mode="r")
-        try:
-            maps = xr.open_zarr(zipped, consolidated=False, chunks=None)
-            if sorted(maps.variables) != maps.attrs.pop(CONTENTS, sorted(maps.variables)):  # absent in older ones
-                raise ValueError("some are missing")
-            return maps.load() if whole else maps
-        finally:
-            zipped.close()
-    except Exception as error:  # whatever flipped bits make of an archive
-        raise ValueError(f"{path} holds no readable maps ({error}): delete it and {AGAIN}.") from error
+    def remove(self) -> None:
+        """Delete the file, once the maps are stored."""
+        with suppress(OSError):
+            self.path.unlink()

@@ -1,34 +1,34 @@
-"""Where utterances are explained: in this process, in several of this machine, or on a cluster."""
+"""Where utterances are explained: in this process, in several processes of this machine, or on a cluster."""
 
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-# Where glibc gives freed memory back (Dask tells it to do so at once), every batch pays for fresh pages: two to three
-# times the time. The Makefile sets the same for this process.
+# Dask makes glibc return freed memory at once; every batch then pays for fresh pages and takes two to three times as
+# long. The Makefile sets the same for this process.
 MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 KEPT = 2**30  # bytes
 
-WHERE = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or jobs as slurm:8"
+CHOICES = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or jobs as slurm:8"
 
 
 @contextmanager
 def connect(where: str | None = None) -> Iterator:
-    """A Dask client, or None for this process alone.
+    """Yield a Dask client, or None to use this process alone.
 
     Args:
-        where: "" or None, this process; "2", as many processes on this machine; "tcp://host:8786", the scheduler there;
-            "slurm:8", as many SLURM jobs, described in Dask's own configuration (jobqueue.yaml).
+        where: None or "" for this process; "2" for two processes on this machine; "tcp://host:8786" for the scheduler
+            at this address; "slurm:8" for eight SLURM jobs, which Dask's own configuration describes (jobqueue.yaml).
 
     Raises:
-        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: nothing answers there.
+        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: no scheduler answers.
     """
     if not where:
         yield None
         return
     kind, _, number = where.rpartition(":")
     if not (where.isdigit() and int(where) or kind == "slurm" and number.isdigit() and int(number) or "//" in where):
-        raise ValueError(f"WORKERS is {where!r}: give {WHERE}.")
+        raise ValueError(f"WORKERS is {where!r}: give {CHOICES}.")
     try:
         import dask
         from distributed import Client, LocalCluster
@@ -43,7 +43,7 @@ def connect(where: str | None = None) -> Iterator:
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=int(where),
-                        threads_per_worker=1,  # a worker explains one utterance at a time; torch has the threads below
+                        threads_per_worker=1,  # a worker explains one utterance at a time with the torch threads below
                         dashboard_address=None,
                         env={"OMP_NUM_THREADS": str(threads)},
                     )
@@ -57,7 +57,7 @@ def connect(where: str | None = None) -> Iterator:
             try:
                 get_address_host_port(where)
             except ValueError as error:  # no port, or an unknown protocol
-                raise ValueError(f"WORKERS is {where!r}: give {WHERE}.") from error
+                raise ValueError(f"WORKERS is {where!r}: give {CHOICES}.") from error
         try:
             client = stack.enter_context(Client(cluster, timeout=30))
         except (OSError, TimeoutError) as error:

@@ -1,7 +1,7 @@
-"""The Conformer speech-to-text model of the paper, and the face (S2TModel) through which the kit sees it.
+"""The paper's Conformer speech-to-text model, with the interface of `S2TModel`.
 
-A Conformer encoder behind two stride-2 convolutions, transformers' own Speech2Text decoder, and CTC heads for training.
-Modules carry the parameter names of FBK's reference implementation, so that its weights load without a table of names.
+Two stride-2 convolutions, a Conformer encoder, transformers' own Speech2Text decoder, and CTC heads for training.
+Parameters have the names of FBK's reference implementation, so its weights load without a translation table.
 
 Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in the paper), D model width,
 H heads, I decoder positions, V vocabulary, L decoder layers.
@@ -21,25 +21,25 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextDecoder
 
 from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS, cmvn, log_mel, mel_centres
-from xattn.models import folder_hash
-from xattn.models.seq2seq import Seq2SeqModel, load_network
+from xattn.models.seq2seq import Seq2SeqModel
+from xattn.models.weights import folder_hash, load_network
 
-BLANK = "<ctc_blank>"  # the reference's joint CTC models add it to a vocabulary that they have read
+BLANK = "<ctc_blank>"  # the reference's joint CTC models append it to their vocabulary
 NEVER_WRITTEN = ("<s>", "<pad>", "<unk>", BLANK)
-SUBSAMPLING = 4  # input frames an encoder step covers: two convolutions of stride 2
+SUBSAMPLING = 4  # input frames per encoder step: two convolutions of stride 2
 
 
 class ConformerConfig(Speech2TextConfig):
-    """transformers' Speech2Text configuration and what a Conformer adds to it.
+    """transformers' Speech2Text configuration with the options of a Conformer.
 
     conformer_conv_kernel_size: width of the depthwise convolution (31 in the paper).
-    ctc_encoder_layer: the encoder layer (from 1) whose output the intermediate CTC head reads; None: there is no head.
-    ctc_vocab_size: rows of that head where they are those of another vocabulary than the decoder's.
-    final_ctc: whether a second CTC head reads the encoder output.
+    ctc_encoder_layer: the encoder layer (from 1) whose output feeds the intermediate CTC head; None for no head.
+    ctc_vocab_size: rows of that head if its vocabulary is not the decoder's.
+    final_ctc: whether the encoder output feeds a second CTC head.
     batch_unsafe_relative_shift: shift relative scores over the padded length, as the released FAMA models do; such a
-    model is exact only on unpadded input.
-    language_ids: token id of each target language's tag, which the decoder is given first; None: it has no tag.
-    starts_with_eos: whether the decoder is given </s> before that, as FBK's reference implementation does.
+        model is exact only on unpadded input.
+    language_ids: token id of each target language's tag, the first decoder input; None for a language without a tag.
+    starts_with_eos: whether the decoder input starts with </s> before the tag, as in FBK's reference implementation.
     """
 
     model_type = "xattn_conformer"
@@ -54,17 +54,17 @@ class ConformerConfig(Speech2TextConfig):
 
 
 def subsampled(lengths):
-    """Number of encoder steps of inputs of `lengths` frames (int or Tensor), after both convolutions."""
+    """Return the number of encoder steps for `lengths` frames (int or Tensor), after both convolutions."""
     for _ in range(2):
         lengths = (lengths - 1) // 2 + 1
     return lengths
 
 
 def relative_shift(scores: Tensor, lengths: list[int] | None) -> Tensor:
-    """Shift position scores (B, H, S, S) so that column j of row i holds the score of the distance i - j.
+    """Shift position scores (B, H, S, S) so that column j of row i holds the score of distance i - j.
 
-    The usual pad-and-view over the whole matrix, or, given `lengths`, over each utterance's own leading square,
-    which keeps an utterance's scores independent of how much it was padded.
+    Without `lengths`, the usual pad-and-view covers the whole matrix. With them, it covers each utterance's own leading
+    square, so that scores do not depend on padding.
     """
     if lengths is None:
         padded = functional.pad(scores, (1, 0))  # (B, H, S, S + 1)
@@ -135,11 +135,11 @@ class RelativeAttention(nn.Module):
         query = split(self.query_proj(hidden))
         key, value = split(self.key_proj(hidden)), split(self.value_proj(hidden))
         position = split(self.pos_proj(positions))
-        # The reference divides by the root of the model's width, not of the head's.
+        # The reference divides by the square root of the model's width, not the head's.
         query = query / math.sqrt(size)
         u_bias, v_bias = self.u_bias[:, None] / math.sqrt(size), self.v_bias[:, None] / math.sqrt(size)
         scores = (query + u_bias) @ key.transpose(2, 3)
-        # bfloat16 would be less exact and, on a CPU, slower here.
+        # Softmax in bfloat16 would be less exact and, on a CPU, slower.
         scores = (scores + relative_shift((query + v_bias) @ position.transpose(2, 3), lengths)).float()
         if padding is None:
             weights = scores.softmax(dim=-1)
@@ -180,7 +180,7 @@ class ConvolutionModule(nn.Module):
             return functional.linear(values, conv.weight[..., 0], conv.bias)
 
         hidden = zero_padding(functional.glu(pointwise(self.layernorm(hidden), self.first_pointwise_conv1d)))
-        # A CPU convolves an image whose channels are last in memory many times faster than a signal whose are not.
+        # On a CPU, a 2-D convolution with channels last in memory is many times faster than a 1-D convolution.
         image = hidden.transpose(1, 2)[:, :, None]  # (B, D, 1, S)
         kernel = self.depthwise_conv1d.weight[:, :, None]
         image = functional.conv2d(image, kernel, padding=(0, kernel.shape[-1] // 2), groups=len(kernel))
@@ -207,7 +207,7 @@ class ConformerLayer(nn.Module):
 
 
 class ConformerEncoder(nn.Module):
-    """Log-mel features (B, T, F) to encoder states (B, S, D)."""
+    """Encodes log-mel features (B, T, F) as states (B, S, D)."""
 
     main_input_name = "input_features"
 
@@ -223,7 +223,7 @@ class ConformerEncoder(nn.Module):
             self.final_ctc_fc = nn.Linear(config.d_model, config.vocab_size)
 
     def positions(self, steps: int, like: Tensor) -> Tensor:
-        """Sinusoids of positions 0..steps-1, sine on even and cosine on odd columns: (steps, D)."""
+        """Return sinusoids of positions 0..steps-1, sine on even and cosine on odd columns: (steps, D)."""
         size = self.config.d_model
         rates = torch.exp(torch.arange(0, size, 2, device=like.device) * (-math.log(10000.0) / size))
         angles = torch.arange(steps, device=like.device)[:, None] * rates  # (S, D / 2)
@@ -232,7 +232,8 @@ class ConformerEncoder(nn.Module):
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **_) -> BaseModelOutput:
         """Encode features; `attention_mask` (B, T) is 1 on frames of the utterance and 0 on padding.
 
-        Returns last_hidden_state (B, S, D) and, in hidden_states, the output of every layer.
+        Returns:
+            last_hidden_state (B, S, D), and the output of every layer in hidden_states.
         """
         frames, padding, lengths = None, None, None
         if attention_mask is not None and not bool(attention_mask.all()):
@@ -250,7 +251,7 @@ class ConformerEncoder(nn.Module):
 
 
 class ConformerDecoder(Speech2TextDecoder):
-    """transformers' Speech2Text decoder with the output projection inside it, where the reference keeps it."""
+    """transformers' Speech2Text decoder with the output projection inside, as in the reference."""
 
     def __init__(self, config: ConformerConfig):
         super().__init__(config)
@@ -272,7 +273,7 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
-        # Only the encoder's modules come here: transformers' decoder has initialised itself by then.
+        # transformers' decoder has already initialised itself; only the encoder's modules are left.
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -286,7 +287,7 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder_outputs: BaseModelOutput | None = None,
         **decoder_arguments,
     ) -> Seq2SeqLMOutput:
-        """Logits (B, I, V) of a teacher-forced decoding; arguments as in transformers' Speech2Text."""
+        """Return logits (B, I, V) of a teacher-forced decoding; arguments as in transformers' Speech2Text."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_features, attention_mask)
         states = encoder_outputs.last_hidden_state
@@ -309,7 +310,7 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def ctc_logits(self, hidden_states: tuple[Tensor, ...]) -> list[Tensor]:
-        """Logits (B, S, V) of the intermediate and the final CTC head, as far as there are such."""
+        """Return the logits (B, S, V) of the intermediate and the final CTC head, if there are any."""
         heads = []
         if self.config.ctc_encoder_layer is not None:
             heads.append(self.encoder.ctc_fc(hidden_states[self.config.ctc_encoder_layer - 1]))
@@ -319,17 +320,19 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def read_pieces(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """A SentencePiece model. ValueError: it is none."""
+    """Load a SentencePiece model. ValueError: the file is damaged or something else."""
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no SentencePiece model: fetch it again.") from error
+        raise ValueError(f"{path} is damaged or no SentencePiece model: download it again.") from error
 
 
 class Vocabulary:
-    """A SentencePiece model whose pieces have another order, as fairseq's dictionaries do; as its processor where used.
+    """A SentencePiece model whose pieces have other ids, as in fairseq's dictionaries.
 
-    spm_file: the SentencePiece model; vocab_file: JSON, the id of every piece, from 0 on (transformers' vocab.json).
+    It has the methods of SentencePieceProcessor that the kit uses.
+
+    spm_file: the SentencePiece model; vocab_file: a JSON object with the id of every piece (transformers' vocab.json).
     """
 
     def __init__(self, spm_file: Path, vocab_file: Path):
@@ -338,9 +341,11 @@ class Vocabulary:
             ids = json.loads(vocab_file.read_text(encoding="utf-8"))
             self.pieces = sorted(ids, key=ids.get)
         except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{vocab_file} is no JSON object of pieces and their ids: fetch it again.") from error
+            raise ValueError(
+                f"{vocab_file} is not a JSON object of pieces and their ids: download it again."
+            ) from error
         if [ids[piece] for piece in self.pieces] != list(range(len(ids))):
-            raise ValueError(f"{vocab_file} does not give its {len(ids)} pieces the ids from 0 on: fetch it again.")
+            raise ValueError(f"{vocab_file} does not number its {len(ids)} pieces from 0: download it again.")
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -351,12 +356,16 @@ class Vocabulary:
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode([self.pieces[token] for token in ids])
 
+    def encode(self, text: str) -> list[int]:
+        ids = {piece: token for token, piece in enumerate(self.pieces)}
+        return [ids.get(piece, ids["<unk>"]) for piece in self.processor.encode(text, out_type=str)]
+
 
 class ConformerModel(Seq2SeqModel):
-    """A trained Conformer as the kit uses it; the face is described in xattn.models.S2TModel.
+    """A trained Conformer with the interface of `S2TModel`.
 
-    The reference's models, which start with </s>, write no special token but </s>: their authors search with a penalty
-    of 10,000 on <unk>.
+    Models that start with </s>, as the reference's do, write no special token except </s>: their authors decode with a
+    penalty of 10,000 on <unk>.
     """
 
     frame_seconds, first_frame = FRAME_SECONDS, WINDOW_SECONDS / 2
@@ -366,7 +375,7 @@ class ConformerModel(Seq2SeqModel):
     def __init__(self, network: ConformerForConditionalGeneration, tokenizer, source: str, weights_hash: str):
         super().__init__(network, source, weights_hash)
         self.tokenizer, self.languages = tokenizer, tuple(self.config.language_ids or {})
-        if tokenizer is not None:  # else the network is all that is used, and writes nothing
+        if tokenizer is not None:  # training uses the network alone
             self._check_vocabulary()
         self.padding_safe = not self.config.batch_unsafe_relative_shift
 
@@ -374,12 +383,12 @@ class ConformerModel(Seq2SeqModel):
         size, ids, source = self.config.vocab_size, self.config.language_ids or {}, self.source
         if len(self.tokenizer) != size:
             raise ValueError(
-                f"The vocabulary of {source} has {len(self.tokenizer)} pieces where the model has {size}: give its own."
+                f"The vocabulary of {source} has {len(self.tokenizer)} pieces, but the model has {size}: give its own."
             )
         if not ids or not all(token is None or type(token) is int and 0 <= token < size for token in ids.values()):
             raise ValueError(
-                f"language_ids in the config.json of {source} are {self.config.language_ids}, and not languages with "
-                f"token ids below {size}: fetch or train the model again."
+                f"language_ids in the config.json of {source} are {self.config.language_ids}, but languages with token "
+                f"ids below {size} are needed: download or train the model again."
             )
         if self.config.starts_with_eos:
             never = {token for token in range(size) if self.tokenizer.id_to_piece(token) in NEVER_WRITTEN}
@@ -388,9 +397,9 @@ class ConformerModel(Seq2SeqModel):
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str = "cpu") -> "ConformerModel":
-        """Load a folder with config.json, model.safetensors and spm.model; weights are computed with in float32.
+        """Load a folder with config.json, model.safetensors and spm.model, in float32.
 
-        Where the ids are not those of the SentencePiece model, vocab.json beside it has them (see `Vocabulary`).
+        If token ids differ from those of the SentencePiece model, vocab.json holds them (see `Vocabulary`).
         """
         folder = Path(folder)
         for name in ("config.json", "model.safetensors", "spm.model"):
@@ -407,26 +416,29 @@ class ConformerModel(Seq2SeqModel):
         return cls(network.to(device), tokenizer, str(folder), folder_hash(folder))
 
     def features(self, audio: np.ndarray) -> Tensor:
-        """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""
+        """Return normalised log-mel features (T, F), the model's input, for 16 kHz mono audio (samples,)."""
         return torch.from_numpy(cmvn(log_mel(audio))).to(self.device)
 
-    def prompt(self, setting: str) -> Tensor:
-        """The decoder's first tokens in a setting, (P,): </s> where models start with it, then the written language's
-        tag."""
+    def prompt(self, direction: str) -> Tensor:
+        """Return the decoder's first tokens (P,): </s> if the model starts with it, then the target language's tag."""
         first = self.config.eos_token_id if self.config.starts_with_eos else None
-        prompt = [token for token in (first, self.config.language_ids[self.target(setting)]) if token is not None]
+        prompt = [token for token in (first, self.config.language_ids[self.target(direction)]) if token is not None]
         return torch.tensor(prompt, device=self.device)
+
+    def token_ids(self, text: str) -> Tensor:
+        """Return the ids (I,) that the model would write for `text`, ending with </s>."""
+        return torch.tensor([*self.tokenizer.encode(text), self.config.eos_token_id], device=self.device)
 
     @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:
-        """Unpadded features (B, T, F) to encoder states (B, S, D)."""
+        """Return encoder states (B, S, D) for unpadded features (B, T, F)."""
         return self.network.encoder(features).last_hidden_state
 
     def tokens(self, ids: Tensor) -> list[str]:
-        """Subword strings of token ids (I,)."""
+        """Return the subword strings of token ids (I,)."""
         return [self.tokenizer.id_to_piece(int(token)) for token in ids]
 
     def text(self, ids: Tensor) -> str:
-        """The text that token ids (I,) spell, special tokens left out."""
+        """Return the text that token ids (I,) spell, without special tokens."""
         special = {self.config.eos_token_id, self.config.pad_token_id, *self.config.language_ids.values()}
         return self.tokenizer.decode([int(token) for token in ids if int(token) not in special])

@@ -1,6 +1,6 @@
-"""Speech2Text (Wang et al., arXiv 2010.05171), the Transformers of fairseq S2T: recognition, or translation.
+"""Speech2Text (Wang et al., arXiv 2010.05171), the Transformers of fairseq S2T, for recognition or translation.
 
-Its features are those of the paper's models, Kaldi's filterbank normalised over the utterance.
+They use the same features as the paper's models: Kaldi's filterbank, normalised over the utterance.
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ from xattn.models.pretrained import PretrainedModel
 
 
 class SpeechToTextModel(PretrainedModel):
-    """A Speech2Text checkpoint as the kit uses it; the face is described in xattn.models.S2TModel.
+    """A Speech2Text checkpoint with the interface of `S2TModel`.
 
-    A checkpoint for a single language does not say which one it writes, so `languages` is empty and any setting is
-    taken at its word; one for several (MuST-C) starts its output with the language's tag.
+    A checkpoint for a single language does not say which one it writes, so `languages` is empty and every direction is
+    accepted; one for several languages (MuST-C) starts its output with the language's tag.
     """
 
     NETWORK, EXTRACTOR = Speech2TextForConditionalGeneration, Speech2TextFeatureExtractor
     TOKENIZER = Speech2TextTokenizer
     first_frame = WINDOW_SECONDS / 2
-    padding_safe = False  # the second convolution sees what the first one makes of padding
+    padding_safe = False  # the second convolution reads the first one's output on padding
 
     def __init__(self, *parts):
         super().__init__(*parts)
@@ -31,11 +31,11 @@ class SpeechToTextModel(PretrainedModel):
         self.band_centres = mel_centres(SAMPLE_RATE, self.config.input_feat_per_channel)
 
     def features(self, audio: np.ndarray) -> Tensor:
-        """16 kHz mono audio (samples,) to normalised log-mel features (T, F), the model's input."""
+        """Return normalised log-mel features (T, F), the model's input, for 16 kHz mono audio (samples,)."""
         return torch.from_numpy(self.extract(audio)["input_features"][0]).to(self.device)
 
-    def prompt(self, setting: str) -> Tensor:
-        """The decoder's first tokens in a setting: start, and the written language's tag where there are several."""
-        target = self.target(setting)
+    def prompt(self, direction: str) -> Tensor:
+        """Return the decoder's first tokens: the start token and, for several languages, the target's tag."""
+        target = self.target(direction)
         tag = [self.tokenizer.lang_code_to_id[target]] if self.languages else []
         return torch.tensor([self.config.decoder_start_token_id, *tag], device=self.device)

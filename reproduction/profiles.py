@@ -1,0 +1,129 @@
+"""Profiles: YAML files in notebooks/profiles that define a run, with its models, directions and parameters."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from xattn.explain import Occlusion
+from xattn.models import HUB_ID
+
+OCCLUSION = (
+    *("input_masks", "encoder_masks", "input_p", "encoder_p", "seed"),
+    *("precision", "estimator", "reliability", "pyramid"),
+)
+
+PROFILE_KEYS = {
+    "profile": str,
+    "data": str,
+    "models": dict,
+    "directions": dict,
+    "split": str,
+    "utterances": int,
+    "input_masks": int,
+    "encoder_masks": int,
+    "input_p": float,
+    "encoder_p": float,
+    "seed": int,
+    "precision": str,
+    "estimator": str,
+    "reliability": float,
+    "pyramid": str,
+    "device": str,
+}
+RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
+# Optional keys with their defaults: models that are not run if their folders do not exist, and the frames per encoder
+# step of released maps.
+PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": []}, {"subsampling": 4}
+
+
+def load_profile(path: Path) -> dict:
+    """Read and check a profile. ValueError, FileNotFoundError: one sentence that names the file and the key."""
+    try:
+        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
+        raise FileNotFoundError(f"There is no profile {path}; profiles in {path.parent}: {known}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it there.") from None
+    if not isinstance(profile, dict):
+        raise ValueError(f"{path} must be a mapping with the keys {', '.join(PROFILE_KEYS)}.")
+    released = "released" in profile
+    keys, defaults = (RELEASED_KEYS, RELEASED_DEFAULTS) if released else (PROFILE_KEYS, PROFILE_DEFAULTS)
+    for key in [*profile, *keys]:
+        if key not in keys | defaults or key not in profile:
+            what = "is missing" if key in keys else "is unknown"
+            raise ValueError(
+                f"{path}: the key {key!r} {what}; a profile has exactly {', '.join(keys)}, and can have "
+                f"{', '.join(defaults)}."
+            )
+    profile = defaults | profile
+    for key, kind in (keys | {key: type(value) for key, value in defaults.items()}).items():
+        if type(profile[key]) is not kind:
+            raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
+    if released:
+        profile["models"] = {model: f"{profile['released']}/{model}" for model in profile["directions"]}
+        if profile["subsampling"] < 1:
+            raise ValueError(f"{path}: subsampling must be at least 1, not {profile['subsampling']}.")
+    else:
+        _check_occlusion(profile, path)
+    if profile["profile"] != path.stem:
+        raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
+    if not profile["models"] or set(profile["models"]) != set(profile["directions"]):
+        raise ValueError(f"{path}: models and directions must name the same models, at least one.")
+    optional = profile.get("optional", [])
+    if not set(map(str, optional)) < set(profile["models"]):
+        raise ValueError(f"{path}: optional must list some models of the profile, but not all, and not {optional!r}.")
+    for model, directions in profile["directions"].items():
+        if not re.fullmatch(r"[\w.-]+", str(model)):
+            raise ValueError(f"{path}: the model name {model!r} must be letters, digits, dots, dashes, underscores.")
+        folder = profile["models"][model]
+        hub = HUB_ID.fullmatch(str(folder))
+        if not isinstance(folder, str) or (hub["own"] if hub else Path(folder).name) != model:
+            raise ValueError(f"{path}: models: {model} must have the name of its folder, {folder!r}.")
+        valid = isinstance(directions, list) and all(re.fullmatch(r"[a-z]+(-[a-z]+)?", str(d)) for d in directions)
+        if not valid or not directions or len(set(directions)) < len(directions):
+            raise ValueError(
+                f"{path}: directions: {model} must list directions such as en or en-it, each once, not {directions!r}."
+            )
+    return profile
+
+
+def _check_occlusion(profile: dict, path: Path) -> None:
+    if profile["utterances"] < 1:
+        raise ValueError(f"{path}: utterances must be at least 1, not {profile['utterances']}.")
+    for key in ("input_p", "encoder_p"):
+        if not 0 < profile[key] < 1:
+            raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
+    try:
+        Occlusion(**{key: profile[key] for key in OCCLUSION})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def without_absent(profile: dict, root: Path) -> dict:
+    """The profile without its optional models whose folders do not exist; its key `not_run` lists them."""
+    absent = [
+        model
+        for model in profile.get("optional", [])
+        if not (HUB_ID.fullmatch(profile["models"][model]) or (root / profile["models"][model]).is_dir())
+    ]
+    kept = {
+        key: {model: value for model, value in profile[key].items() if model not in absent}
+        for key in ("models", "directions")
+    }
+    return profile | kept | {"not_run": absent}
+
+
+def require_inputs(profile: dict, root: Path) -> None:
+    """Raise FileNotFoundError if the corpus or a model's folder does not exist; hub models are downloaded later."""
+    for model, folder in profile["models"].items():
+        on_hub = "released" not in profile and HUB_ID.fullmatch(folder)
+        if not (on_hub or (root / folder).is_dir()):
+            raise FileNotFoundError(
+                f"Profile {profile['profile']}: the folder {folder!r} of models: {model} does not exist; put it there."
+            )
+    if not any(p.is_file() for p in (root / profile["data"]).glob("*")):
+        raise FileNotFoundError(
+            f"Profile {profile['profile']}: the corpus folder {profile['data']!r} does not exist or holds no manifest."
+        )

@@ -1,0 +1,1 @@
+"""Analysis of maps: correlation, reliability, faithfulness and quality."""

@@ -1,0 +1,1 @@
+"""Attributions: cross-attention, occlusion and the estimators that turn scores into maps."""

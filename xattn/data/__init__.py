@@ -1,0 +1,1 @@
+"""Utterances and corpora: the manifest format, readers of other layouts, EuroParl-ST."""

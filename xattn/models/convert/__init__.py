@@ -1,0 +1,1 @@
+"""Converters from checkpoint formats of other tools."""
