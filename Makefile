@@ -44,7 +44,7 @@ help:  ## list the targets and variables
 setup: $(READY)  ## create .venv with the locked versions, unless the active environment has them
 	@"$(PY)" -c 'import sys; from importlib.metadata import version; \
 	  print(sys.prefix, "is ready: Python", sys.version.split()[0] + ", torch", version("torch"))'
-	$(if $(READY),@echo "To change the build of torch, delete .venv and run make setup TORCH=... again.")
+	$(if $(READY),@echo "To get another build of torch: delete .venv; then make setup TORCH=...")
 
 .venv/.ready: requirements.txt
 	$(if $(RECENT),,$(error xattn needs Python 3.11 or newer with the venv module, and there is none among: $(PYTHON); \
