@@ -146,7 +146,7 @@ def explain(
     samples = utterance.audio()
     features = model.features(samples)
     language = _spoken_language(model, features, language or utterance.language, translate_to, say)
-    utterance = replace(utterance, language=language)
+    utterance = replace(utterance, language=language, samples=samples)
     occlusion = (occlusion or Occlusion()).on(model.device)
     origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
     key = key_of(

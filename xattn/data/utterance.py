@@ -66,9 +66,9 @@ class Utterance:
         if self.manifest is None:
             return load_audio(self.audio_path)
         where = f"{self.manifest} row {self.row} (id {self.id})"
-        self._check_audio(where)
+        recording = self._checked_recording(where)
         try:
-            return load_audio(self.audio_path)
+            return load_audio(recording)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -101,7 +101,8 @@ class Utterance:
             )
         return text
 
-    def _check_audio(self, where: str) -> None:
+    def _checked_recording(self, where: str) -> Recording:
+        """What `load_audio` is to read: the file or, if its hash had to be checked, the samples read for that."""
         header = audio_header(self.audio_path, where)
         if header.samplerate != SAMPLE_RATE:
             raise ValueError(
@@ -113,16 +114,18 @@ class Utterance:
                 f"{where}: {self.audio_path} lasts {header.duration:.3f} s, but the manifest says "
                 f"{self.duration:.3f} s: restore the file or correct the column 'duration'."
             )
-        if self.sha256 and header.subtype == "PCM_16":
-            try:
-                samples, _ = soundfile.read(self.audio_path, dtype="int16")
-            except soundfile.LibsndfileError as error:
-                raise ValueError(f"{where}: {self.audio_path} is damaged ({error}): restore the file.") from error
-            if hash_samples(samples) != self.sha256:
-                raise ValueError(
-                    f"{where}: {self.audio_path} is not the audio that the manifest describes (its SHA-256 differs): "
-                    "restore the file or correct the column 'sha256'."
-                )
+        if not (self.sha256 and header.subtype == "PCM_16"):
+            return self.audio_path
+        try:
+            samples, rate = soundfile.read(self.audio_path, dtype="int16")
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"{where}: {self.audio_path} is damaged ({error}): restore the file.") from error
+        if hash_samples(samples) != self.sha256:
+            raise ValueError(
+                f"{where}: {self.audio_path} is not the audio that the manifest describes (its SHA-256 differs): "
+                "restore the file or correct the column 'sha256'."
+            )
+        return rate, samples
 
 
 def utterance_from_file(path: str | Path, language: str, transcript: str = "") -> Utterance:
