@@ -83,6 +83,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_files_have_the_same_bytes_each_time(tmp_path, name):
+    plt.close("all")
     for stem in ("first", "second"):
         save(FIGURES[name](), tmp_path / stem, formats=("png", "svg"))
     assert plt.get_fignums() == []
