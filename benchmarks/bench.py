@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import xattn
 from reproduction.provenance import versions
-from xattn.analysis.reliability import map_reliability
+from xattn.analysis.reliability import half_maps, split_half_reliability
 from xattn.attribution.estimators import UnitScores, estimate
 from xattn.attribution.occlusion import Masks, Partition, divergence_from, occlude
 from xattn.attribution.segments import slic_pyramid
@@ -99,7 +99,7 @@ def overhead(model: S2TModel, utterance: Utterance, precision: str, number: int 
     features = model.features(utterance.audio())
     states, step_frames = model.encode(features[None]), model.step_frames(len(features))
     ids, inputs = forced(model, features, utterance.language)
-    tokens, rows = model.tokens(ids), slice(len(inputs) - len(ids), None)
+    rows = slice(len(inputs) - len(ids), None)
     batch = Occlusion().on(features.device).batch_size
     occluded = partial(occlude, batch_size=batch, device=features.device)
     found = []
@@ -131,7 +131,7 @@ def overhead(model: S2TModel, utterance: Utterance, precision: str, number: int 
                 masks = Masks(partition(), number, p, 0, "bench")
                 scores = occluded(lambda keep: divergence(forward(keep)[:, rows]), masks)
                 estimate(scores, masks).cells(masks.partition.labels)
-                map_reliability(scores, masks, tokens, step_frames, "mean")
+                split_half_reliability(half_maps(scores, masks, step_frames, "mean"))
 
             seconds = fastest(whole, bare)
             what = f"time of {name} over its masked passes alone, {model.name}, {precision}"

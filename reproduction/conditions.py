@@ -3,14 +3,23 @@
 import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import xarray as xr
 
+from reproduction.profiles import OCCLUSION, load_profile
+from reproduction.tables import ROOT
 from xattn.analysis.correlation import correlate_all
+from xattn.data.corpus import load_corpus
+from xattn.explain import Occlusion
+from xattn.models import load_model
+from xattn.runs import explain_corpus
 from xattn.store import INDEX, load_maps
 
+DEFAULT = "mini"  # profile
+LAB, FIRST = "figures/lab/maps", 8  # maps of notebooks that are opened by hand; 8 utterances allow a verdict
 QUIET, INTERVAL = 3.0, 20.0  # seconds before the first line of progress, and between two lines
 
 Item = TypeVar("Item")
@@ -38,15 +47,40 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
         yield item
 
 
-def load_condition(folder: str | Path, condition: str) -> Iterator[xr.Dataset]:
+def load_condition(folder: str | Path, condition: str, first: int | None = None) -> Iterator[xr.Dataset]:
     """Read the maps of a condition from a folder, one utterance at a time, with progress.
 
-    Errors: see `xattn.load_maps`.
+    first: how many utterances; by default all. Errors: see `xattn.load_maps`.
     """
     model, direction = condition.split("/")
-    stored = load_maps(folder, model, direction)
+    stored = islice(load_maps(folder, model, direction), first)
     index = json.loads(Path(folder, model, direction, INDEX).read_text(encoding="utf-8"))
-    return progress(stored, f"Utterances of {condition}", len(index))
+    return progress(stored, f"Utterances of {condition}", len(index) if first is None else min(first, len(index)))
+
+
+def find_maps(folder: str, conditions: Sequence[str]) -> str:
+    """The folder of maps that a notebook reads: the one given or, if it is empty, the best one for exploring.
+
+    That is the default profile's, if it holds all conditions; otherwise figures/lab/maps, where the first few
+    utterances are explained with the default profile's settings if they are not there yet.
+    """
+    if folder:
+        return folder
+    mini = load_profile(ROOT / "notebooks" / "profiles" / f"{DEFAULT}.yaml")
+    finished = f"figures/{DEFAULT}/maps"
+    if all(Path(finished, condition, INDEX).is_file() for condition in conditions):
+        print(f"Maps: {finished}")
+        return finished
+    print(f"Maps: {LAB} ({FIRST} utterances; `make reproduce` makes more)", flush=True)
+    for condition in conditions:
+        if not Path(LAB, condition, INDEX).is_file():
+            model, direction = condition.split("/")
+            language, _, target = direction.partition("-")
+            corpus = load_corpus(mini["data"], language=language, split=mini["split"])[:FIRST]
+            occlusion = Occlusion(**{key: mini[key] for key in OCCLUSION})
+            s2t = load_model(mini["models"][model])
+            explain_corpus(s2t, corpus, LAB, translate_to=target or None, occlusion=occlusion)
+    return LAB
 
 
 def correlate_conditions(

@@ -10,36 +10,42 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from reproduction.tables import MEAN
+from xattn.analysis.reliability import ENOUGH
 from xattn.figures import STYLE
 
 RHO_COLOURS = sns.light_palette("#1f5a8c", as_cmap=True)
+BLUE, GREY = "#1f5a8c", "0.55"
+NOISY = "grey: too noisy for a conclusion"  # part of titles
 
 
 def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
     """Draw the correlation of every layer and head as in the paper's Table 3, one panel for each kind of saliency.
 
-    table: long, with columns source ("input" and possibly "encoder"), layer, head (numbers and "mean"), rho, low, high.
+    Cells are without noise. If the maps are too noisy for that, a panel is hatched and has rho as measured.
+
+    table: from `correlation_table`.
     """
-    sources = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
-    sources = {source: name for source, name in sources.items() if source in table.source.values}
+    names = {"input": r"$\rho$(CA, SM$^X$)", "encoder": r"$\rho$(CA, SM$^H$)"}
+    table = shown(table[table.saliency.isin(names)])
+    names = {saliency: name for saliency, name in names.items() if saliency in table.saliency.values}
     rows, columns = _labels(table["layer"].unique()), _labels(table["head"].unique())
-    low, high = min(0.0, table.rho[table.source.isin(sources)].min()), table.rho[table.source.isin(sources)].max()
+    low, high = min(0.0, table.value.min()), table.value.max()
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             1,
-            len(sources),
-            figsize=(1.6 + 0.75 * len(sources) * len(columns), 1.2 + 0.46 * len(rows)),
+            len(names),
+            figsize=(1.6 + 0.75 * len(names) * len(columns), 1.2 + 0.46 * len(rows)),
             layout="constrained",
             sharey=True,
             squeeze=False,
         )
-        for axis, (source, name) in zip(axes[0], sources.items(), strict=True):
-            part = table[table.source == source]
+        for axis, (saliency, name) in zip(axes[0], names.items(), strict=True):
+            part = table[table.saliency == saliency]
             part = part.assign(text=[_two_lines(row) for row in part.itertuples()])
-            grids = [part.pivot(index="layer", columns="head", values=v).loc[rows, columns] for v in ("rho", "text")]
+            grids = [part.pivot(index="layer", columns="head", values=v).loc[rows, columns] for v in ("value", "text")]
             sns.heatmap(
                 grids[0],
                 annot=grids[1],
@@ -58,6 +64,10 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
                 text.set_color("white" if sns.utils.relative_luminance(colour) < 0.18 else "black")
             axis.axhline(len(rows) - 1, color="black", linewidth=1)
             axis.axvline(len(columns) - 1, color="black", linewidth=1)
+            if part.noisy.any():
+                extent = Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, hatch="//", edgecolor=GREY)
+                axis.add_patch(extent)
+                name += "\nas measured; hatched: too noisy for a conclusion"
             axis.set(title=name, xlabel="head", ylabel="decoder layer" if axis is axes[0, 0] else "")
             axis.tick_params(length=0, labelrotation=0)
         figure.suptitle(title, fontsize=9)
@@ -66,7 +76,14 @@ def heads_and_layers(table: pd.DataFrame, title: str) -> Figure:
 
 def _two_lines(row) -> str:
     interval = f"\n{row.low:z.2f} to {row.high:z.2f}" if np.isfinite(row.low) else ""
-    return f"{row.rho:z.2f}{interval}"
+    return f"{row.value:z.2f}{interval}"
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """What is drawn of a `correlation_table`: value, low and high, reported or, if noisy is True, as measured."""
+    noisy = table.reported.isna()
+    bounds = {name: table[f"reported_{name}"].where(~noisy, table[name]) for name in ("low", "high")}
+    return table.assign(value=table.reported.where(~noisy, table.rho), **bounds, noisy=noisy)
 
 
 def _labels(labels: Sequence) -> list:
@@ -79,8 +96,12 @@ def intervals(
     """Draw values with their 95 % intervals, one panel for each quantity, up to four side by side.
 
     table: long, with value, low, high, n, the column `panels` and the column or columns `rows`; a panel has the rows of
-    its quantity. names: titles of panels, if they differ from the quantities' names.
+    its quantity. Rows whose column `reliability` is low, or whose column `noisy` is True, are grey. names: titles of
+    panels, if they differ from the quantities' names.
     """
+    table = table[table.value.notna()]
+    if "noisy" not in table:
+        table = table.assign(noisy=table.reliability < ENOUGH)
     columns = [rows] if isinstance(rows, str) else rows
     table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1).str.replace("_", " "))
     quantities = list(dict.fromkeys(table[panels]))
@@ -102,8 +123,9 @@ def intervals(
             labels = list(dict.fromkeys(table.label if shared else part.label))
             heights = [labels.index(label) for label in part.label]
             digits = 3 if part.value.abs().max() < 1 else 1
-            axis.hlines(heights, part.low, part.high, color="#1f5a8c", linewidth=2, alpha=0.5)
-            axis.plot(part.value, heights, "o", color="#1f5a8c", markersize=4)
+            colours = np.where(part.noisy, GREY, BLUE)
+            axis.hlines(heights, part.low, part.high, color=colours, linewidth=2, alpha=0.5)
+            axis.scatter(part.value, heights, c=colours, s=16, zorder=2)
             for height, value in zip(heights, part.value, strict=True):
                 text = f"{value:z.{digits}f}"
                 axis.annotate(text, (value, height), (0, 4), textcoords="offset points", ha="center", size=7)
@@ -117,44 +139,52 @@ def intervals(
                 axis.axvline(0, color="black", linewidth=0.8, zorder=0)
         for axis in axes.flat[len(quantities) :]:
             axis.axis("off")
-        figure.suptitle(f"{title} (n utterances; bars: 95 % intervals)", fontsize=9)
+        note = f"; {NOISY}" if table.noisy.any() else ""
+        figure.suptitle(f"{title} (n utterances; bars: 95 % intervals{note})", fontsize=9)
     return figure
 
 
 def convergence(table: pd.DataFrame, title: str) -> Figure:
-    """Draw how maps from few masks agree with a reference: r above, bias below.
+    """Draw how maps from few masks agree with a reference: r, the error of rho as measured, and of rho as reported.
 
-    table: long, with pair (the condition), source ("input", "encoder"), estimator, perturbations (the number of masks),
-    quantity ("r", "bias"), value, low and high. There is one column for each pair and source.
+    table: from `reproduction.summaries.convergence_table`. There is one column for each condition and saliency.
     """
-    symbols, goals = {"input": "SM$^X$", "encoder": "SM$^H$"}, {"r": (0.98, 1.0), "bias": (-0.01, 0.01)}
-    columns = list(dict.fromkeys(zip(table.pair, table.source, strict=True)))
+    symbols = {"input": "SM$^X$", "encoder": "SM$^H$"}
+    quantities = {"r": "r with the reference", "measured": r"error of $\rho$" "\nas measured"}
+    quantities["reported"] = r"error of $\rho$" "\nas reported"
+    columns = list(dict.fromkeys(zip(table.condition, table.saliency, strict=True)))
     estimators = list(dict.fromkeys(table.estimator))
-    lines = table.set_index(["pair", "source", "quantity", "estimator"]).sort_index()
+    lines = table.set_index(["condition", "saliency", "quantity", "estimator"]).sort_index()
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
-            2, len(columns), figsize=(1.6 + 2.2 * len(columns), 4.6), sharex=True, sharey="row", squeeze=False,
+            3, len(columns), figsize=(1.6 + 2.2 * len(columns), 6.2), sharex=True, sharey="row", squeeze=False,
             layout="constrained",
         )  # fmt: skip
-        for row, (quantity, goal) in zip(axes, goals.items(), strict=True):
-            for axis, (pair, source) in zip(row, columns, strict=True):
-                axis.axhspan(*goal, color="0.9", zorder=0)
+        for row, quantity in zip(axes, quantities, strict=True):
+            for axis, (condition, saliency) in zip(row, columns, strict=True):
                 for estimator, colour in zip(estimators, sns.color_palette("colorblind"), strict=False):
-                    part = lines.loc[[(pair, source, quantity, estimator)]].sort_values("perturbations")
-                    axis.plot(part.perturbations, part.value, "o-", color=colour, markersize=3, label=estimator)
-                    bounds = part.low.astype(float), part.high.astype(float)
-                    axis.fill_between(part.perturbations, *bounds, color=colour, alpha=0.15)
+                    key = (condition, saliency, quantity, estimator)
+                    if key not in lines.index:  # the reference has no limit, or no block has one
+                        continue
+                    part = lines.loc[[key]].sort_values("masks")
+                    axis.plot(part.masks, part.value, "o-", color=colour, markersize=3, label=estimator)
+                    spread = part.value - part.spread, part.value + part.spread
+                    axis.fill_between(part.masks, *spread, color=colour, alpha=0.15)
+                if quantity != "r":
+                    axis.axhline(0, color="black", linewidth=0.8, zorder=0)
                 axis.set_xscale("log")
                 axis.grid(axis="y", linewidth=0.3)
-        numbers = sorted(table.perturbations.unique())
-        for axis, (pair, source) in zip(axes[0], columns, strict=True):
-            axis.set_title(f"{pair}, {symbols[source]}")
-        for axis in axes[1]:
+        for axis in axes[2]:
+            axis.set_ylim(-0.2, 0.2)  # an estimate from few masks can be arbitrarily large
+        numbers = sorted(table.masks.unique())
+        for axis, (condition, saliency) in zip(axes[0], columns, strict=True):
+            axis.set_title(f"{condition}, {symbols[saliency]}")
+        for axis in axes[-1]:
             axis.set_xticks(numbers, numbers)
             axis.minorticks_off()
             axis.set_xlabel("masks")
-        axes[0, 0].set_ylabel("r with the reference")
-        axes[1, 0].set_ylabel("bias of $\\rho$")
+        for axis, name in zip(axes[:, 0], quantities.values(), strict=True):
+            axis.set_ylabel(name)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
         figure.suptitle(title, fontsize=9)
     return figure
@@ -163,12 +193,13 @@ def convergence(table: pd.DataFrame, title: str) -> Figure:
 def layer_lines(table: pd.DataFrame, title: str) -> Figure:
     """Draw the correlation of layer averages, one panel for each model, one line for each direction.
 
-    The mean of all layers is at the right of each panel.
+    The mean of all layers is at the right of each panel. Directions whose maps are too noisy are grey and dashed.
 
-    table: long, with model, setting (the direction), layer (numbers and "mean"), rho, low, high and n.
+    table: from `reproduction.summaries.layer_averages`, for one kind of saliency.
     """
-    models, settings = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.setting))
-    colours = dict(zip(settings, sns.color_palette("colorblind", len(settings)), strict=True))
+    table = shown(table)
+    models, directions = list(dict.fromkeys(table.model)), list(dict.fromkeys(table.direction))
+    colours = dict(zip(directions, sns.color_palette("colorblind", len(directions)), strict=True))
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(models), figsize=(1.6 + 2.9 * len(models), 3.4), sharey=True, squeeze=False, layout="constrained"
@@ -176,44 +207,86 @@ def layer_lines(table: pd.DataFrame, title: str) -> Figure:
         for axis, model in zip(axes[0], models, strict=True):
             own = table[table.model == model]
             last = max(label for label in own.layer if label != MEAN)
-            groups = list(own.groupby("setting", sort=False))
+            groups = list(own.groupby("direction", sort=False))
             offsets = 0.045 * (last + 2) * (np.arange(len(groups)) - (len(groups) - 1) / 2)
             middle = last + 1 + 0.08 * (last + 2)
-            for offset, (setting, part) in zip(offsets, groups, strict=True):
+            for offset, (direction, part) in zip(offsets, groups, strict=True):
+                noisy = part.noisy.any()
+                colour, label = (GREY, f"{direction}, too noisy") if noisy else (colours[direction], direction)
                 lines = part[part.layer != MEAN].sort_values("layer")
                 layers = lines.layer.astype(int)
-                axis.plot(layers, lines.rho, "o-", color=colours[setting], markersize=3, label=setting)
+                axis.plot(layers, lines.value, "o--" if noisy else "o-", color=colour, markersize=3, label=label)
                 bounds = lines.low.astype(float), lines.high.astype(float)
-                axis.fill_between(layers, *bounds, color=colours[setting], alpha=0.12)
+                axis.fill_between(layers, *bounds, color=colour, alpha=0.12)
                 mean = part[part.layer == MEAN].iloc[0]
-                error = [[mean.rho - mean.low], [mean.high - mean.rho]]
-                axis.errorbar(middle + offset, mean.rho, error, fmt="s", markersize=4, color=colours[setting])
+                error = [[mean.value - mean.low], [mean.high - mean.value]]
+                axis.errorbar(middle + offset, mean.value, error, fmt="s", markersize=4, color=colour)
             axis.set_xticks([*range(1, last + 1), middle], [*range(1, last + 1), MEAN])
             axis.set(xlabel="decoder layer", title=model)
             axis.grid(axis="y", linewidth=0.3)
         axes[0, 0].set_ylabel(r"Pearson's $\rho$")
-        handles = {line.get_label(): line for axis in axes[0] for line in axis.lines if line.get_label() in settings}
+        handles = {}
+        for axis in axes[0]:
+            handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
         figure.legend(handles.values(), handles, frameon=False, loc="outside right center")
         figure.suptitle(f"{title} (mean of {_counts(table)} utterances; bands and bars: 95 % intervals)", fontsize=9)
     return figure
 
 
 def deletion(points: pd.DataFrame, summary: pd.DataFrame, title: str) -> Figure:
-    """Draw the score against the percentage of deleted cells, one line for each map, with its area in the legend.
+    """Draw the score against the percentage of cells, one panel for each test, one line for each map.
 
-    points, summary: from `xattn.analysis.faithfulness.areas`.
+    The area of each line is in the legend. Maps that are too noisy are dashed.
+
+    points, summary: from `reproduction.summaries.faithfulness`, with the same metrics.
+    """
+    kinds, tests = list(dict.fromkeys(summary["map"])), list(dict.fromkeys(points.metric))
+    colours = dict(zip(kinds, sns.color_palette("colorblind", len(kinds)), strict=True))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(tests), 1, figsize=(7.6, 0.4 + 3.2 * len(tests)), squeeze=False, layout="constrained"
+        )
+        for axis, metric in zip(axes[:, 0], tests, strict=True):
+            test, _, score = metric.partition(", ")
+            own = summary[summary.metric == metric]
+            for row in own.sort_values("area", ascending=test == "insertion").itertuples():
+                part = points[(points["map"] == row.map) & (points.metric == metric)]
+                name = re.sub(r"\^(\w)", r"$^\1$", row.map.replace("_", " "))
+                noisy = row.reliability < ENOUGH
+                label = f"{name}: {row.area:.1f} ({row.low:.1f} to {row.high:.1f}){', too noisy' if noisy else ''}"
+                style = {"linestyle": "--" if noisy else "-", "color": colours[row.map]}
+                axis.plot(part.percent, part.score, marker="o", markersize=2.5, label=label, **style)
+            axis.set(xlabel=f"cells {'deleted' if test == 'deletion' else 'kept'} (%)", ylabel=f"{score} (%)")
+            axis.set(title=test, ylim=(0, None))
+            axis.grid(linewidth=0.3)
+            axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="area under the curve (95 %)")
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def randomisation(table: pd.DataFrame, title: str) -> Figure:
+    """Draw how maps change while more and more layers are randomised.
+
+    table: from `reproduction.sanity.randomisation`.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        colours = dict(zip(summary["map"], sns.color_palette("colorblind", len(summary)), strict=True))
-        for row in summary.sort_values("area", ascending=False).itertuples():
-            part = points[points["map"] == row.map]
-            name = re.sub(r"\^(\w)", r"$^\1$", row.map.replace("_", " "))
-            label = f"{name}: {row.area:.1f} ({row.low:.1f} to {row.high:.1f})"
-            axis.plot(part.percent, part.score, "o-", markersize=2.5, color=colours[row.map], label=label)
-        axis.set(xlabel="cells deleted (%)", ylabel=f"{summary.metric.iloc[0]} (%)", title=title, ylim=(0, None))
-        axis.grid(linewidth=0.3)
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="area under the curve (95 %)")
+        figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+        for (name, part), colour in zip(
+            table.groupby("map", sort=False), sns.color_palette("colorblind"), strict=False
+        ):
+            label = re.sub(r"\^(\w)", r"$^\1$", name)
+            axis.plot(part.randomised, part.value, "o-", color=colour, markersize=3, label=label)
+            axis.fill_between(part.randomised, part.low, part.high, color=colour, alpha=0.15)
+        decoder = table.layer.str.contains("decoder").groupby(table.randomised).first().sum()
+        axis.axvline(decoder + 0.5, color="0.6", linewidth=0.8)
+        axis.text(decoder + 0.6, 1, "encoder", va="top", color="0.4")
+        axis.text(decoder + 0.4, 1, "decoder", va="top", ha="right", color="0.4")
+        axis.axhline(0, color="black", linewidth=0.8, zorder=0)
+        axis.set(xlabel="randomised layers, from the output", ylabel="r with the original map")
+        axis.set_xticks(sorted(table.randomised.unique()))
+        axis.grid(axis="y", linewidth=0.3)
+        figure.legend(frameon=False, loc="outside right center")
+        figure.suptitle(f"{title} (mean of {_counts(table)} utterances; bands: 95 % intervals)", fontsize=9)
     return figure
 
 

@@ -16,6 +16,9 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
+
+from reproduction import findings
 from reproduction.profiles import OCCLUSION, load_profile, require_inputs, without_absent
 from reproduction.provenance import cells, digest_code, digest_files, digest_model, provenance, recorded, versions
 from reproduction.tables import PAPER, ROOT
@@ -45,6 +48,7 @@ class Step:
     after: steps to wait for without reading their results.
     per_language: run once for each model and spoken language, not once for the profile.
     translations: outputs that are only written if the profile has a translation.
+    folder: of the notebook, below notebooks.
     """
 
     notebook: str
@@ -54,15 +58,18 @@ class Step:
     after: tuple[str, ...] = ()
     per_language: bool = False
     translations: tuple[str, ...] = ()
+    folder: str = "paper"
 
 
+COMPARED = ("tab5.csv", "findings.csv")  # with a longer run
 CHANGED = "something it depends on has changed"
 
 LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps")
 MAPS = ("10_maps",)
-# Without the pyramid, of which 29_superpixels compares both.
-PERTURBATION = tuple(name for name in OCCLUSION if name not in ("reliability", "pyramid"))
+DECODE = ("models", "conditions", "device", "deletion_step")
+# Of 29_partitions, which compares all partitions and masks nothing in the encoder.
+PERTURBATION = ("input_masks", "input_p", "seed", "precision", "estimator")
 
 STEPS = (
     Step(
@@ -71,18 +78,24 @@ STEPS = (
         ("maps/{model}/{direction}",),
         per_language=True,
     ),
-    Step("22_quality", (*READ, "data", "models", "conditions", "split", "device"), table("tab2"), needs=MAPS),
-    Step("21_reduction", (*READ, "models", "conditions", "device"), table("tab1"), needs=MAPS),
+    Step(
+        "22_quality",
+        (*READ, "data", "models", "conditions", "split", "device", "deletion_step"),
+        table("tab2"),
+        needs=MAPS,
+    ),
+    Step("21_reduction", (*READ, *DECODE), table("tab1"), needs=MAPS),
     # Both decode with the reduced map deleted; the second one reads the texts of the first.
-    Step("26_deletion", (*READ, "models", "conditions", "device"), table("tab6"), needs=MAPS, after=("21_reduction",)),
+    Step("26_deletion", (*READ, *DECODE), table("tab6"), needs=MAPS, after=("21_reduction",)),
     Step(
         "28_estimators", ("profile", "output", "maps", "conditions"), ("estimators.csv", "estimators.png"), needs=MAPS
     ),
     Step(
-        "29_superpixels",
-        (*READ, "data", "models", "conditions", "split", "device", "utterances", *PERTURBATION),
-        ("superpixels.csv", "superpixels.png"),
+        "29_partitions",
+        (*READ, *DECODE, "data", "split", "utterances", *PERTURBATION),
+        ("partitions.csv", "partitions.png"),
         needs=MAPS,
+        after=("22_quality", "21_reduction"),  # reads texts of both
     ),
     # Maps start first, because most steps wait for them; the overview fills a gap.
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
@@ -96,14 +109,27 @@ STEPS = (
         needs=MAPS,
         translations=("fig2_translation.png", "fig2_translation.svg"),
     ),
-    Step("90_findings", (*READ, "data", "conditions"), ("findings.csv",), needs=(*MAPS, "21_reduction", "26_deletion")),
+    Step(
+        "40_agreement",
+        (*READ, "data", "conditions"),
+        ("agreement.csv", "agreement.png"),
+        needs=MAPS,
+        folder="beyond",
+    ),
+    Step("41_sanity", (*LOAD, "output", "utterances", "precision"), ("sanity.csv", "sanity.png"), folder="beyond"),
+    Step(
+        "90_findings",
+        (*READ, "conditions", "reference"),
+        ("findings.csv",),
+        needs=(*MAPS, "21_reduction", "26_deletion"),
+    ),
 )
 
 # Released maps come without models, so nothing can be decoded or explained again; tab1 and tab2 hold what needs only
 # maps.
 FROM_MAPS = (
     *("22_quality", "21_reduction", "23_heads_and_layers", "24_models_and_tasks", "25_context_mixing"),
-    *("30_heatmaps", "90_findings"),
+    *("30_heatmaps", "40_agreement", "90_findings"),
 )
 RELEASED_STEPS = (
     Step(
@@ -115,8 +141,8 @@ RELEASED_STEPS = (
     *(
         replace(
             step,
-            # a profile of released maps has neither split nor device
-            parameters=tuple(name for name in step.parameters if name not in ("split", "device")),
+            # a profile of released maps decodes nothing
+            parameters=tuple(name for name in step.parameters if name not in ("split", "device", "deletion_step")),
             needs=("11_released", *(need for need in step.needs if need in FROM_MAPS)),
         )
         for step in STEPS
@@ -177,7 +203,7 @@ def plan(
     note = f"Not run: {', '.join(profile['not_run'])}." if profile.get("not_run") else ""
     jobs, hashes = [], {}
     for step in steps or steps_of(profile, root):
-        path = root / "notebooks" / "paper" / f"{step.notebook}.ipynb"
+        path = root / "notebooks" / step.folder / f"{step.notebook}.ipynb"
         source = cells(path)
         try:
             code = digest_code("\n".join(text for kind, text in source if kind == "code"), root)
@@ -265,16 +291,19 @@ def execute(job: Job, root: Path) -> float:
 def cost_of_maps(given: dict) -> tuple[float, float]:
     """Estimate the seconds and bytes of the maps of a step with these parameters.
 
-    A step without the parameter pyramid explains the profile's first condition with the other pyramid.
+    A step without the parameter partition explains up to eight utterances of the profile's first condition, with both
+    other partitions.
     """
-    occlusion = Occlusion(**{"pyramid": "spread"} | {key: given[key] for key in OCCLUSION if key in given})
+    occlusion = Occlusion(**{"encoder_masks": 12, "reliability": 1.0} | {k: given[k] for k in OCCLUSION if k in given})
     model, directions = given.get("model"), given.get("directions")
     if model is None:
         name, _, direction = given["conditions"][0].partition("/")
         model, directions = given["models"][name], [direction]
     language = directions[0].partition("-")[0]
-    corpus = load_corpus(given["data"], language=language, split=given["split"])[: given["utterances"]]
-    return estimate_cost(load_model(model, given["device"]), corpus, directions, occlusion)
+    number = given["utterances"] if "partition" in given else min(8, given["utterances"])
+    corpus = load_corpus(given["data"], language=language, split=given["split"])[:number]
+    seconds, size = estimate_cost(load_model(model, given["device"]), corpus, directions, occlusion)
+    return (seconds, size) if "partition" in given else (2 * seconds, 2 * size)
 
 
 def print_estimate(jobs: list[Job]) -> None:
@@ -367,6 +396,30 @@ def run(
     print(f"{output} is up to date in {time.perf_counter() - start:.0f} s:")
     for file in dict.fromkeys(file for job in jobs for file in job.outputs):
         print(f"  {file.relative_to(root).as_posix()}")
+    reference = root / profile["reference"]
+    if profile["reference"] and all((reference / name).is_file() for name in COMPARED):
+        print(comparison(root / output, reference, root))
+
+
+def comparison(output: Path, reference: Path, root: Path) -> str:
+    """How results compare with those of a longer run, as text."""
+    (mixing, judged), (their_mixing, theirs) = (
+        [pd.read_csv(folder / name) for name in COMPARED] for folder in (output, reference)
+    )
+    name = reference.relative_to(root).as_posix()
+    if list(mixing.columns) != list(their_mixing.columns):
+        return f"Not compared with {name}, whose tables have other columns: run its profile again."
+    reported = findings.compare_reported(mixing, their_mixing)
+    largest = reported.difference.abs().max()
+    moved, common = findings.changed(judged, theirs)
+    lines = [
+        f"Compared with {name}:",
+        reported.round(3).to_string(index=False),
+        f"Largest difference of a reported rho: {largest:.3f}; too noisy: {reported.reported.isna().sum()} of "
+        f"{len(reported)}.",
+        f"Verdicts: {common} in both, {len(moved)} differ, {len(findings.contradictions(moved))} contradict.",
+    ]
+    return "\n".join(lines)
 
 
 def leave_interrupted() -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import yaml
 
+from xattn.analysis.faithfulness import percentages
 from xattn.explain import Occlusion
 from xattn.models import HUB_ID
 
 OCCLUSION = (
     *("input_masks", "encoder_masks", "input_p", "encoder_p", "seed"),
-    *("precision", "estimator", "reliability", "pyramid"),
+    *("precision", "estimator", "reliability", "partition"),
 )
 
 PROFILE_KEYS = {
@@ -28,13 +29,14 @@ PROFILE_KEYS = {
     "precision": str,
     "estimator": str,
     "reliability": float,
-    "pyramid": str,
+    "partition": str,
+    "deletion_step": int,
     "device": str,
 }
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
-# Optional keys with their defaults: models that are not run if their folders do not exist, and the frames per encoder
-# step of released maps.
-PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": []}, {"subsampling": 4}
+# Optional keys with their defaults: models that are not run if their folders do not exist, the results of a longer run
+# of the same models, and the frames per encoder step of released maps.
+PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": [], "reference": ""}, {"subsampling": 4, "reference": ""}
 
 
 def load_profile(path: Path) -> dict:
@@ -96,6 +98,7 @@ def _check_occlusion(profile: dict, path: Path) -> None:
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")
     try:
+        percentages(profile["deletion_step"])
         Occlusion(**{key: profile[key] for key in OCCLUSION})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import platform
 import re
 import tomllib
@@ -11,9 +12,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 
 from reproduction.tables import ROOT
+from xattn.explain import resolve_precision
 from xattn.files import hash_file, hash_value
 from xattn.models import HUB_ID
 
@@ -107,15 +110,30 @@ def recorded(copy: Path) -> dict:
     return {}
 
 
+def processor(device: torch.device) -> str:
+    """The name of the processor or, for a GPU, of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):  # only Linux has this file
+        names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if names:
+            return names[0]
+    return platform.processor()
+
+
 def provenance(profile: dict, jobs: list, root: Path) -> dict:
     """What produced the numbers: versions, machine, hashes of inputs and tables, parameters.
 
     jobs: from `reproduction.pipeline.plan`, after all have run.
     """
     tables = sorted({file for job in jobs for file in job.outputs if file.suffix == ".csv"})
+    device = torch.device(profile.get("device", "cpu"))
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(device),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "precision": resolve_precision(profile["precision"], device) if "precision" in profile else "",
         "packages": versions(),
         "data": digest_files(root / profile["data"], "*"),
         "models": {name: used_model(root, path) for name, path in profile["models"].items()}

@@ -1,8 +1,4 @@
-"""What the notebooks compute and arrange: long tables with every number, and tables of text as in the paper.
-
-Long tables keep the column names of the committed files: `setting` is a direction, `source` a kind of saliency. Tables
-of text say direction.
-"""
+"""What the notebooks compute and arrange: long tables with every number, and tables of text as in the paper."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,22 +10,33 @@ from matplotlib.figure import Figure
 from scipy import stats
 from scipy.ndimage import convolve1d
 
-from reproduction.conditions import correlate_conditions, estimator_of, load_condition
-from reproduction.tables import MEAN, correlation_table, format_interval, paper_values, save
+from reproduction.conditions import estimator_of, load_condition
+from reproduction.tables import (
+    MEAN,
+    NOISY,
+    correlation_table,
+    format_interval,
+    format_reported,
+    paper_values,
+    save,
+    without_noise,
+)
 from xattn import figures
 from xattn.analysis.correlation import normalised_attention, normalised_saliency
-from xattn.analysis.faithfulness import areas, sizes
-from xattn.analysis.intervals import mean_interval
+from xattn.analysis.faithfulness import areas, deletion_curves, sizes
+from xattn.analysis.intervals import chosen_on_others, jackknife_interval, mean_interval
 from xattn.analysis.normalisation import standardise
 from xattn.analysis.quality import chrf
-from xattn.attribution.segments import PYRAMIDS, same_segment, segment_numbers, slic_pyramid
-from xattn.data.utterance import Utterance
+from xattn.analysis.reliability import ENOUGH, attenuation_factor, too_noisy
 from xattn.maps import REDUCTIONS, drop_special_tokens, on_steps
+from xattn.models import S2TModel
 from xattn.store import load_maps
 
-CONDITION = ["model", "setting"]
-LOWER_IS_BETTER = ("WER", "deletion, BLEU", "size")  # metrics of Table 2
-GOAL_R, GOAL_BIAS, GOAL_MASKS = 0.98, 0.01, 1000  # what an estimator should reach, with at most so many masks
+CONDITION = ["model", "direction"]
+LOWER_IS_BETTER = (  # metrics of Table 2
+    *("WER", "deletion, BLEU", "size"),
+    *("insertion, corpus-capped WER", "insertion, utterance-capped WER"),
+)
 
 
 def write(
@@ -51,9 +58,8 @@ def write(
 
 
 def readable(table: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
-    """A long table for the eye: columns named as in the text, rounded, rows numbered anew."""
-    names = {"setting": "direction", "source": "saliency", "pair": "condition", "perturbations": "masks"}
-    return table.rename(columns=names).round(digits).reset_index(drop=True)
+    """A long table for the eye: rounded, rows numbered anew."""
+    return table.round(digits).reset_index(drop=True)
 
 
 def overall(table: pd.DataFrame) -> pd.DataFrame:
@@ -62,9 +68,9 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame, value: str, digits: int) -> pd.DataFrame:
-    """The rows of a long table that hold differences, with the difference and its interval as text."""
+    """The rows of a long table that hold differences, with the difference and its interval as text, or "too noisy"."""
     rows = table[table.minus != ""]
-    rows = rows.assign(difference=format_interval(rows, value, digits))
+    rows = rows.assign(difference=format_interval(rows, value, digits).mask(is_noisy(rows, value), NOISY))
     columns = [name for name in ("quantity", "metric", "reduction", "map", "minus", "difference") if name in rows]
     return rows[columns].reset_index(drop=True)
 
@@ -86,42 +92,99 @@ def imported(folder: str | Path, model: str, directions: Sequence[str]) -> pd.Da
     return pd.DataFrame(rows, columns=["direction", "utterance", "tokens", "dropped", "masks", "hypothesis"])
 
 
+def is_noisy(table: pd.DataFrame, value: str = "value") -> pd.Series:
+    """Whether the maps behind a row are too noisy to say anything, or the value is unknown for that reason."""
+    return table[value].isna() | (table.reliability < ENOUGH)
+
+
+# Deletion and insertion
+
+
+def faithfulness(
+    model: S2TModel,
+    folder: str | Path,
+    condition: str,
+    kinds: Sequence[str],
+    metrics: Sequence[str],
+    differences: Sequence[tuple[str, str]] = (),
+    *,
+    step: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Deletion and insertion of the stored maps of a condition.
+
+    Args:
+        kinds: of maps, see `xattn.analysis.faithfulness.sentence_maps`.
+        metrics, differences: see `xattn.analysis.faithfulness.areas`.
+        step: per cent between two points of a curve.
+
+    Returns:
+        Two long tables as from `areas`, with metrics such as "deletion, BLEU" and "insertion, BLEU". Those of several
+        metrics are joined; the curves are those of the first metric.
+    """
+    points, summaries = [], []
+    for test in ("deletion", "insertion"):
+        stored = load_condition(folder, condition)
+        curves = deletion_curves(model, stored, kinds, Path(folder, "deletion"), test == "insertion", step)
+        language = condition.split("/")[1].rpartition("-")[2]
+        found = {metric: areas(curves, metric, language, differences) for metric in metrics}
+        points.append(found[metrics[0]][0].assign(metric=f"{test}, {metrics[0]}"))
+        summaries += [table.assign(metric=f"{test}, {metric}") for metric, (_, table) in found.items()]
+    return pd.concat(points, ignore_index=True), pd.concat(summaries, ignore_index=True)
+
+
 # Table 1: reductions
 
 
-def reductions(rho: dict[str, xr.Dataset], curves: pd.DataFrame | None = None) -> pd.DataFrame:
+def reductions(rho: dict[str, xr.Dataset], areas: pd.DataFrame | None = None) -> pd.DataFrame:
     """Compare the reductions of SM^X, and 2D max with each of the others.
 
     Args:
         rho: the result of `correlate_all` for each of REDUCTIONS.
-        curves: `deletion_curves` of the reduced maps ("SM^X 2d_max" and so on), if there is a model to decode with.
+        areas: `faithfulness` of the reduced maps ("SM^X 2d_max" and so on) with their differences from 2D max, if there
+            is a model to decode with.
 
     Returns:
-        A long table: reduction, minus (the one that is subtracted, or empty), quantity ("deletion" or "rho"), value,
-        low, high, n, model, setting, estimator.
+        A long table: reduction, minus (the one that is subtracted, or empty), quantity ("deletion", "insertion", "rho",
+        or "reported", which is rho without noise), value, low, high, reliability, n, model, direction, estimator. There
+        are no differences of rho as measured, because reductions are affected by noise unequally.
     """
     best, *others = REDUCTIONS
-    values = {name: each.overall.sel(saliency="input").values for name, each in rho.items()}
-    samples = [(name, "", values[name]) for name in REDUCTIONS]
-    samples += [(best, name, values[best] - values[name]) for name in others]
-    columns = ["reduction", "minus", "quantity", "value", "low", "high", "n"]
-    rows = [(name, minus, "rho", *mean_interval(found), len(found)) for name, minus, found in samples]
-    table, about = pd.DataFrame(rows, columns=columns), rho[best].attrs
-    if curves is not None:
-        pairs = [(f"SM^X {best}", f"SM^X {name}") for name in others]
-        _, deletion = areas(curves, "corpus-capped WER", about["setting"], pairs)
-        deletion = deletion.rename(columns={"map": "reduction", "area": "value"}).assign(quantity="deletion")
+    chosen = {name: each.sel(saliency=["input"]) for name, each in rho.items()}
+    values = {name: each.overall.sel(saliency="input", masks="all").values for name, each in chosen.items()}
+    limits = {name: without_noise(each, "input", values[name]) for name, each in chosen.items()}
+    reliability = {name: float(each.reliability.mean()) for name, each in chosen.items()}
+    n, about = len(values[best]), rho[best].attrs
+    rows = [(name, "", "rho", *mean_interval(values[name]), reliability[name]) for name in REDUCTIONS]
+    rows += [
+        (name, "", "reported", *map(float, jackknife_interval(limits[name], n)), reliability[name])
+        for name in REDUCTIONS
+    ]
+    for name in others:
+        interval = jackknife_interval(lambda rows, name=name: limits[best](rows) - limits[name](rows), n)
+        rows.append((best, name, "reported", *map(float, interval), min(reliability[best], reliability[name])))
+    columns = ["reduction", "minus", "quantity", "value", "low", "high", "reliability"]
+    table = pd.DataFrame(rows, columns=columns).assign(n=n)
+    noisy = [name for name, each in chosen.items() if bool(too_noisy(each).any())]
+    unknown = (table.quantity == "reported") & (table.reduction.isin(noisy) | table.minus.isin(noisy))
+    table.loc[unknown, ["value", "low", "high"]] = np.nan
+    if areas is not None:
+        decoded = areas.rename(columns={"map": "reduction", "area": "value"})
+        decoded = decoded.assign(quantity=decoded.metric.str.partition(",")[0])
         for column in ("reduction", "minus"):
-            deletion[column] = deletion[column].str.removeprefix("SM^X ")
-        table = pd.concat([deletion, table], ignore_index=True)[columns]
-    return table.assign(**about)
+            decoded[column] = decoded[column].str.removeprefix("SM^X ")
+        table = pd.concat([decoded, table], ignore_index=True)[[*columns, "n"]]
+    return table.assign(model=about["model"], direction=about["setting"], estimator=about["estimator"])
 
 
 def arranged_reductions(table: pd.DataFrame) -> pd.DataFrame:
     """`reductions` as text, one row for each; the paper's values are not available."""
     single = table[table.minus == ""]
-    text = single.assign(text=format_interval(single, "value"))
+    noisy = is_noisy(single) & (single.quantity != "rho")
+    text = single.assign(text=format_interval(single, "value").mask(noisy, NOISY))
     wide = text.pivot(index="reduction", columns="quantity", values="text").loc[list(REDUCTIONS)]
+    wide = wide[[name for name in ("deletion", "insertion", "rho", "reported") if name in wide]]
+    reliability = single[single.quantity == "rho"].set_index("reduction").reliability
+    wide["reliability"] = reliability.map("{:.2f}".format, na_action="ignore")
     return wide.assign(n=single.n.iloc[0], paper="")
 
 
@@ -138,28 +201,29 @@ def correlations_if_reduced_first(maps: Iterable[xr.Dataset]) -> np.ndarray:
 # Table 2: quality
 
 
-def explanation_quality(folder: str | Path, condition: str, curves: pd.DataFrame | None = None) -> pd.DataFrame:
+def explanation_quality(folder: str | Path, condition: str, model: S2TModel | None, step: int) -> pd.DataFrame:
     """Faithfulness and size of SM^X for a condition.
 
     Args:
-        curves: `deletion_curves` of "SM^X", if there is a model to decode with.
+        model: the one that the maps explain; None for maps that came without one, whose faithfulness is not measured.
+        step: see `faithfulness`.
 
     Returns:
-        A long table: metric, value, low, high, n, model, setting, estimator.
+        A long table: metric, value, low, high, reliability, n, model, direction, estimator.
     """
-    model, direction = condition.split("/")
+    name, direction = condition.split("/")
     parts = []
-    if curves is not None:
+    if model is not None:
         metrics = ["BLEU"] if "-" in direction else ["corpus-capped WER", "utterance-capped WER"]
-        deletion = pd.concat([areas(curves, metric, direction.rpartition("-")[2])[1] for metric in metrics])
-        parts.append(deletion.rename(columns={"area": "value"}).assign(metric="deletion, " + deletion.metric))
+        _, decoded = faithfulness(model, folder, condition, ["SM^X"], metrics, step=step)
+        parts.append(decoded.rename(columns={"area": "value"}))
     parts.append(sizes(load_condition(folder, condition)))
-    return pd.concat(parts).assign(model=model, setting=direction, estimator=estimator_of(folder, condition))
+    return pd.concat(parts).assign(model=name, direction=direction, estimator=estimator_of(folder, condition))
 
 
 def quality(models: list[pd.DataFrame], explanations: list[pd.DataFrame]) -> pd.DataFrame:
     """Join tables of `quality_table` and `explanation_quality`."""
-    columns = ["model", "setting", "estimator", "metric", "value", "low", "high", "n"]
+    columns = ["model", "direction", "estimator", "metric", "value", "low", "high", "reliability", "n"]
     return pd.concat([*models, *explanations])[columns]
 
 
@@ -181,13 +245,13 @@ def arranged_quality(table: pd.DataFrame) -> pd.DataFrame:
     paper["paper"] = paper.paper.map("{:g}".format)
     if set(table.metric) == {"size"}:  # no model to decode with
         paper = paper[paper.metric == "size"]
-    both = table.assign(ours=format_interval(table, "value", 1)).merge(paper, "left", on=["metric", *CONDITION])
+    ours = format_interval(table, "value", 1) + np.where(table.reliability < ENOUGH, f" ({NOISY})", "")
+    both = table.assign(ours=ours).merge(paper, "left", on=["metric", *CONDITION])
     only_paper = paper[~paper.metric.isin(table.metric)]
     both = pd.concat([both, table[CONDITION].drop_duplicates().merge(only_paper, "inner")])
     both = both[[*CONDITION, "metric", "ours", "n", "paper"]]
     both["n"] = both.n.map("{:.0f}".format, na_action="ignore")
-    both = both.sort_values(CONDITION, key=lambda column: column.map({v: i for i, v in enumerate(column.unique())}))
-    return both.rename(columns={"setting": "direction"})
+    return both.sort_values(CONDITION, key=lambda column: column.map({v: i for i, v in enumerate(column.unique())}))
 
 
 # Tables 3 and 4: heads, layers, models and tasks
@@ -195,41 +259,60 @@ def arranged_quality(table: pd.DataFrame) -> pd.DataFrame:
 
 def arranged_heads(table: pd.DataFrame) -> pd.DataFrame:
     """rho(CA, SM^X) of a `correlation_table` as text, layers by heads."""
-    text = table.assign(text=format_interval(table, "rho"))[table.source == "input"]
+    own = table[table.saliency == "input"]
+    text = own.assign(text=format_reported(own))
     grid = text.pivot(index="layer", columns="head", values="text")
     grid = grid.loc[list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["head"]))]
     return grid.add_prefix("head ").rename_axis(columns=None)
 
 
-def single_heads_and_averages(table: pd.DataFrame) -> pd.DataFrame:
-    """Single heads against averages in a `correlation_table`, one row for each kind of saliency."""
-    heads = table[(table["layer"] != MEAN) & (table["head"] != MEAN)].groupby("source").rho
-    layers = table[(table["layer"] != MEAN) & (table["head"] == MEAN)].groupby("source").rho
-    summary = {
-        "single heads, mean": heads.mean(),
-        "best single head": heads.max(),
-        "layer averages, mean": layers.mean(),
-        "best layer average": layers.max(),
-        "average of everything": overall(table).groupby("source").rho.mean(),
-    }
-    rows = {"input": "rho(CA, SM^X)", "encoder": "rho(CA, SM^H)"}
-    return pd.DataFrame(summary).reindex(list(rows)).dropna().rename(rows).rename_axis(None)
+def single_heads_and_averages(rho: xr.Dataset) -> pd.DataFrame:
+    """Single heads against averages, without noise, as text: one row for each kind of saliency.
+
+    The best head and the best layer are chosen for each utterance on the others.
+    """
+    rows = {}
+    for saliency, symbol in (("input", "rho(CA, SM^X)"), ("encoder", "rho(CA, SM^H)")):
+        if saliency in rho.saliency:
+            own = rho.sel(saliency=saliency, masks="all")
+            layers = own.by_layer.values
+            heads = own.by_layer_and_head.values.reshape(len(layers), -1)
+            values = {
+                "single heads, mean": heads.mean(axis=1),
+                "best single head": chosen_on_others(heads),
+                "layer averages, mean": layers.mean(axis=1),
+                "best layer average": chosen_on_others(layers),
+                "average of everything": own.overall.values,
+            }
+            rows[symbol] = {name: _without_noise_text(rho, saliency, each) for name, each in values.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def best_aggregate(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """The highest rho(CA, SM^X) among layer averages, head averages and the average of everything, and the paper's."""
-    averages = table[(table.source == "input") & ((table["layer"] == MEAN) | (table["head"] == MEAN))]
-    best = averages.loc[averages.rho.idxmax()]
+def _without_noise_text(rho: xr.Dataset, saliency: str, values: np.ndarray, digits: int = 3) -> str:
+    """The limit of correlations (n,) with its interval as text, or "too noisy"."""
+    if bool(too_noisy(rho.sel(saliency=[saliency])).any()):
+        return NOISY
+    value, low, high = jackknife_interval(without_noise(rho, saliency, values), len(values))
+    return f"{value:z.{digits}f} ({low:z.{digits}f} to {high:z.{digits}f})"
+
+
+def best_aggregate(rho: xr.Dataset, paper: pd.DataFrame) -> pd.DataFrame:
+    """The highest rho(CA, SM^X) among layer averages, head averages and the average of everything, and the paper's.
+
+    It is chosen for each utterance on the others; `chosen` is the one with the highest mean.
+    """
+    own = rho.sel(saliency="input", masks="all")
+    candidates = np.column_stack([own.by_layer, own.by_head, own.overall])
+    names = [f"layer {each}" for each in own.layer.values]
+    names += [*(f"head {each}" for each in own["head"].values), "everything"]
     row = {
-        "ours": best.rho,
-        "95 % interval": f"{best.low:.3f} to {best.high:.3f}",
-        "corrected": best.corrected,
-        "ceiling": best.ceiling,
-        "layer": best["layer"],
-        "head": best["head"],
+        "ours, without noise": _without_noise_text(rho, "input", chosen_on_others(candidates)),
+        "ours, measured": round(float(chosen_on_others(candidates).mean()), 3),
+        "reliability": round(float(rho.reliability.sel(saliency="input").mean()), 3),
+        "chosen": names[candidates.mean(axis=0).argmax()],
         "paper": paper.value.squeeze() if len(paper) else None,
     }
-    return pd.DataFrame([row], index=["best aggregate of rho(CA, SM^X)"]).round(3)
+    return pd.DataFrame([row], index=["best aggregate of rho(CA, SM^X)"])
 
 
 def layer_averages(rho: dict[str, xr.Dataset]) -> pd.DataFrame:
@@ -238,19 +321,25 @@ def layer_averages(rho: dict[str, xr.Dataset]) -> pd.DataFrame:
     return pd.concat([correlation_table(each) for each in without_heads], ignore_index=True).drop(columns="head")
 
 
-def arranged_layers(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """rho(CA, SM^X) of `layer_averages` as text, layers by conditions, with the paper's best aggregate."""
-    text = table.assign(text=format_interval(table, "rho"))
-    wide = text.pivot(index="layer", columns=CONDITION, values="text")[[tuple(each.split("/")) for each in conditions]]
+def arranged_layers(table: pd.DataFrame, rho: dict[str, xr.Dataset]) -> pd.DataFrame:
+    """rho(CA, SM^X) of `layer_averages` as text, layers by conditions, with the paper's best aggregate.
+
+    Layers and their mean are without noise; "best, ours" is the highest of them, chosen for each utterance on the
+    others.
+    """
+    text = table.assign(text=format_reported(table))
+    wide = text.pivot(index="layer", columns=CONDITION, values="text")[[tuple(each.split("/")) for each in rho]]
     wide = wide.loc[[*sorted(label for label in wide.index if label != MEAN), MEAN]]
     mean = table[table["layer"] == MEAN].set_index(CONDITION)
-    best = table.loc[table.groupby(CONDITION).rho.idxmax()].set_index(CONDITION)
     paper = paper_values("tab4").dropna(subset="model").set_index(CONDITION).value
-    wide.loc["mean, corrected"] = format_interval(mean, "corrected", bounds=("corrected_low", "corrected_high"))
-    wide.loc["mean, ceiling"] = mean.ceiling.map("{:.2f}".format, na_action="ignore")
-    wide.loc["best, ours"] = format_interval(best, "rho")
+    wide.loc["mean, measured"] = format_interval(mean, "rho")
+    wide.loc["reliability"] = mean.reliability.map("{:.2f}".format, na_action="ignore")
+    for condition, each in rho.items():
+        own = each.sel(saliency="input", masks="all")
+        best = chosen_on_others(np.column_stack([own.by_layer, own.overall]))
+        wide.loc["best, ours", tuple(condition.split("/"))] = _without_noise_text(each, "input", best, 2)
     wide.loc["best, paper"] = paper.reindex(wide.columns).map("{:.3f}".format, na_action="ignore")
-    wide.loc["n"] = best.n.astype(str)
+    wide.loc["n"] = mean.n.astype(str)
     return wide.fillna("").rename_axis(columns=["model", "direction"])
 
 
@@ -264,21 +353,20 @@ def typical_range() -> str:
 
 
 def arranged_mixing(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Both correlations, their difference, noise corrections and the paper's ranges as text, one row for a condition.
+    """Both correlations without noise, their difference, and the paper's ranges as text, one row for a condition.
 
     table: the rows of `layer_averages` for all layers.
     """
-    corrected = format_interval(table, "corrected", bounds=("corrected_low", "corrected_high"))
-    texts = table.assign(
-        measured=format_interval(table, "rho", 3),
-        corrected=corrected,
-        ceiling=table.ceiling.map("{:.2f}".format, na_action="ignore").astype("string"),
-    ).pivot(index=CONDITION, columns="source", values=["measured", "corrected", "ceiling"])
-    rho = table.pivot(index=CONDITION, columns="source", values="rho")
     kinds = ["input", "encoder", "difference"]
-    wide = texts.measured[kinds].assign(share=(rho.difference / rho.encoder).map("{:z.1%}".format))
-    wide = wide.join(texts.corrected[kinds].add_suffix(", corrected"))
-    wide["ceilings"] = texts.ceiling.input + " / " + texts.ceiling.encoder
+    texts = table.assign(
+        reported=format_reported(table, 3).mask((table.saliency == "difference") & table.reported.isna(), NOISY),
+        measured=format_interval(table, "rho", 3),
+        reliability=table.reliability.map("{:.2f}".format, na_action="ignore"),
+    ).pivot(index=CONDITION, columns="saliency", values=["reported", "measured", "reliability"])
+    limit = table.pivot(index=CONDITION, columns="saliency", values="reported")
+    share = (limit.difference / limit.encoder).map("{:z.1%}".format, na_action="ignore").astype(object)
+    wide = texts.reported[kinds].assign(share=share).join(texts.measured[kinds[:2]].add_suffix(", measured"))
+    wide["reliabilities"] = texts.reliability.input + " / " + texts.reliability.encoder
     wide["n"] = table.groupby(CONDITION).n.first().astype(str)
     wide = wide.loc[[tuple(each.split("/")) for each in conditions]]
     held = paper_values("tab5").set_index("metric").value
@@ -319,15 +407,19 @@ def widened_differences(folder: str | Path, conditions: Sequence[str]) -> pd.Dat
 
 
 def arranged_deletion(table: pd.DataFrame, kinds: Sequence[str], condition: str) -> pd.DataFrame:
-    """Deletion areas of the maps `kinds` as text, with the paper's values beside ours."""
+    """Areas of the maps `kinds` as text, with the paper's values for deletion beside ours."""
     model, direction = condition.split("/")
-    text = table.assign(text=format_interval(table, "area", 1))[table.minus == ""]
-    wide = text.pivot(index="map", columns="metric", values="text").loc[list(kinds)].rename_axis(columns=None)
-    held = paper_values("tab6").query("model == @model and setting == @direction").set_index("metric").value
-    return wide.assign(n=table.n.iloc[0], paper=[f"{held[kind]:.1f}" if kind in held else "" for kind in kinds])
+    single = table[table.minus == ""]
+    noisy = np.where(single.reliability < ENOUGH, f" ({NOISY})", "")
+    text = single.assign(text=format_interval(single, "area", 1) + noisy)
+    wide = text.pivot(index="map", columns="metric", values="text").loc[list(kinds), list(single.metric.unique())]
+    wide["reliability"] = single.groupby("map").reliability.first().map("{:.2f}".format, na_action="ignore")
+    held = paper_values("tab6").query("model == @model and direction == @direction").set_index("metric").value
+    paper = [f"{held[kind]:.1f}" if kind in held else "" for kind in kinds]
+    return wide.fillna("").assign(n=table.n.iloc[0], paper=paper).rename_axis(columns=None)
 
 
-# Estimators and superpixels, which the paper does not compare
+# Estimators, which the paper does not compare
 
 
 def first_of_models(conditions: Sequence[str], number: int) -> list[str]:
@@ -338,33 +430,40 @@ def first_of_models(conditions: Sequence[str], number: int) -> list[str]:
     return list(first.values())[:number]
 
 
-def convergence_intervals(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over utterances of `convergence` tables.
+def convergence_table(parts: pd.DataFrame) -> pd.DataFrame:
+    """How well maps from few masks reproduce those from all of them, as measured and without noise.
 
     Args:
-        table: their rows, with the condition in the column pair.
+        parts: rows of `xattn.analysis.reliability.convergence` with the columns condition and utterance.
 
     Returns:
-        A long table: pair, source, estimator, perturbations, quantity ("r" or "bias"), value, low, high, n.
+        A long table: condition, saliency, estimator, masks, quantity, value, spread, low, high, n. Quantities are r
+        (with the map from all masks), measured and reported (the error of rho, averaged over utterances, against rho
+        from all masks without noise) and reliability. value is a mean over disjoint blocks of masks, spread their
+        standard deviation, low and high the 95 % interval of the mean, n the number of blocks with a value.
     """
-    keys = ["pair", "source", "estimator", "perturbations"]
-    grouped = table.melt(keys, ["r", "bias"], var_name="quantity").groupby([*keys, "quantity"], sort=False).value
-    means = grouped.apply(lambda values: pd.Series(mean_interval(values), ["value", "low", "high"])).unstack()
-    return means.assign(n=grouped.size()).reset_index()
+    keys = ["condition", "saliency", "linear", "estimator", "masks"]
+    blocks = parts.groupby([*keys, "block"], sort=False).mean(numeric_only=True).drop(columns="linear", errors="ignore")
+    blocks = blocks.reset_index()
+    blocks["limit"] = blocks.everything / attenuation_factor(blocks.everything, blocks.half, blocks.linear)
+    first = blocks.groupby(["condition", "saliency"], sort=False).head(1)  # the map from all masks
+    few = blocks.drop(index=first.index)
+    reference = few.merge(first[["condition", "saliency", "limit"]], on=["condition", "saliency"])["limit_y"].to_numpy()
+    few = few.assign(measured=few.everything - reference, reported=few.limit - reference)
+    quantities = ["r", "measured", "reported", "reliability"]
+    long = few.melt(keys, quantities, var_name="quantity").dropna(subset="value")
+    grouped = long.groupby([*keys, "quantity"], sort=False).value
+    columns = ["value", "low", "high"]
+    means = grouped.apply(lambda values: pd.Series(mean_interval(values), columns)).unstack()
+    means = means.assign(spread=grouped.std(), n=grouped.size()).reset_index().drop(columns="linear")
+    return means[["condition", "saliency", "estimator", "masks", "quantity", "value", "spread", "low", "high", "n"]]
 
 
 def arranged_convergence(table: pd.DataFrame) -> pd.DataFrame:
-    """`convergence_intervals` without the intervals, estimators side by side."""
+    """`convergence_table` as text, value ± spread, estimators side by side."""
+    text = table.assign(text=table.value.map("{:z.3f}".format) + table.spread.map(" ± {:.3f}".format))
     keys = {"index": ["condition", "saliency", "masks"], "columns": ["quantity", "estimator"]}
-    return readable(table).pivot(**keys, values="value")
-
-
-def goals_reached(table: pd.DataFrame) -> pd.DataFrame:
-    """In how many rows of `convergence_intervals` with few enough masks each estimator reaches the goal."""
-    few = table[table.perturbations <= GOAL_MASKS]
-    wide = few.pivot(index=["pair", "source", "perturbations", "estimator"], columns="quantity", values="value")
-    reached = (wide.r >= GOAL_R) & (wide.bias.abs() <= GOAL_BIAS)
-    return reached.groupby("estimator").agg(["sum", "size"]).set_axis(["goal reached", "of"], axis=1)
+    return text.pivot(**keys, values="text").fillna("").reindex(columns=["r", "measured", "reported"], level=0)
 
 
 def largest_scores(folder: str | Path, conditions: Sequence[str]) -> pd.DataFrame:
@@ -375,32 +474,6 @@ def largest_scores(folder: str | Path, conditions: Sequence[str]) -> pd.DataFram
         ratios = [(each.max("input_mask") / each.mean("input_mask")).median().item() for each in scores]
         rows[condition] = {"largest score / mean score": np.mean(ratios)}
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
-
-
-def granularities(features: Iterable[np.ndarray]) -> pd.DataFrame:
-    """Superpixels asked for and found in spectrograms (time, mel), for each pyramid and granularity.
-
-    "agrees with the first" is the share of neighbouring cells that two segmentations both join or both separate.
-    """
-    rows = []
-    for each in features:
-        for pyramid in PYRAMIDS:
-            levels, asked = slic_pyramid(each, pyramid=pyramid), segment_numbers(len(each), pyramid)
-            for number, (level, wanted) in enumerate(zip(levels, asked, strict=True), start=1):
-                agreement = np.mean(same_segment(level) == same_segment(levels[0]))
-                seconds = len(each) / 100
-                rows.append((pyramid, number, wanted / seconds, (level.max() + 1) / seconds, agreement))
-    names = ["pyramid", "granularity", "asked per second", "found per second", "agrees with the first"]
-    return pd.DataFrame(rows, columns=names).groupby(names[:2], sort=False).mean().round(2)
-
-
-def correlations_of_pyramids(folders: dict[str, str | Path], condition: str) -> pd.DataFrame:
-    """rho(CA, SM^X) of all layers and heads, and the reliability of SM^X, for the maps in each folder."""
-    rows = {}
-    for pyramid, folder in folders.items():
-        rho = correlate_conditions(folder, [condition])[condition].sel(saliency="input")
-        rows[pyramid] = [*mean_interval(rho.overall.values), float(rho.reliability.mean())]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["rho", "low", "high", "reliability"]).round(3)
 
 
 # Figure 2: which utterance to show
@@ -437,22 +510,3 @@ def least_in_order(folder: str | Path, condition: str) -> tuple[xr.Dataset, floa
     poor, lowest, utterance = min(found)
     highest = max(order for other, order, _ in found if other == poor)
     return utterance_of(folder, condition, utterance), lowest, highest
-
-
-# Findings
-
-
-def correlation_with_noise(rho: dict[str, xr.Dataset], corpus: Iterable[Utterance]) -> pd.DataFrame:
-    """Spearman's correlation of rho with the signal-to-noise ratio of the recordings, where that is known and varies.
-
-    rho: by condition, from `correlate_all`.
-    """
-    snr, rows = {utterance.id: utterance.snr for utterance in corpus}, {}
-    for condition, each in rho.items():
-        ratios = [snr.get(name) for name in each.utterance.values]
-        if None in ratios or len(set(ratios)) < 2:
-            continue
-        for saliency in each.saliency.values:
-            found = stats.spearmanr(ratios, each.overall.sel(saliency=saliency))
-            rows[condition, saliency] = {"Spearman's r": found.statistic, "p": found.pvalue, "n": len(ratios)}
-    return pd.DataFrame.from_dict(rows, orient="index").round(3)

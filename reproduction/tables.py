@@ -1,19 +1,21 @@
 """Tables: long ones with our numbers, and the paper's arrangement as text with the paper's values beside ours."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xattn.analysis.intervals import mean_interval
-from xattn.analysis.reliability import corrected_for_noise, noise_ceiling
+from xattn.analysis.intervals import jackknife_interval
+from xattn.analysis.reliability import attenuation_of, too_noisy
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "data" / "paper.csv"
 PUBLISHED = {"small": "fama-small", "large": "fama-medium"}  # the published names of the paper's models
 MEAN = "mean"  # label of the average over layers or heads
-KEYS = ["source", "layer", "head"]
+KEYS = ["saliency", "layer", "head"]
+NOISY = "too noisy"
 
 
 def with_mean_labels(rho: xr.Dataset) -> xr.DataArray:
@@ -32,27 +34,64 @@ def with_mean_labels(rho: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(values, dims=order, coords=coords)
 
 
+def with_difference(rho: xr.DataArray) -> xr.DataArray:
+    """Append the saliency "difference", encoder minus input, if there are both."""
+    if rho.sizes["saliency"] < 2:
+        return rho
+    difference = rho.sel(saliency="encoder") - rho.sel(saliency="input")
+    return xr.concat([rho, difference.expand_dims(saliency=["difference"])], "saliency")
+
+
+def _with_difference(values: np.ndarray) -> np.ndarray:
+    """Append encoder minus input to (saliency, ...), if there are both."""
+    return values if len(values) < 2 else np.concatenate([values, values[1:] - values[:1]])
+
+
 def correlation_table(rho: xr.Dataset) -> pd.DataFrame:
     """Means over utterances of `xattn.analysis.correlation.correlate_all`, with their 95 % intervals.
 
     Returns:
-        A long table with the columns model, setting, estimator, source ("input", "encoder", "difference"), layer, head,
-        rho, low, high, corrected (`corrected_for_noise`, over the utterances that have it), corrected_low,
-        corrected_high, ceiling (`noise_ceiling`) and n (utterances).
+        A long table with the columns model, direction, estimator, saliency ("input", "encoder", "difference"), layer,
+        head, rho, low, high, reliability (mean over utterances; of a difference, the lower one), reported (what rho
+        converges to with more masks, see `xattn.analysis.reliability.converged`; empty if the maps are too noisy),
+        reported_low, reported_high and n (utterances). Intervals hold for utterances and masks alike, because every
+        utterance has its own masks.
     """
+    each = with_mean_labels(rho.drop_vars("reliability").sel(masks="all"))
+    like, n = with_difference(each.mean("utterance")), rho.sizes["utterance"]
+    values, factor = each.transpose("utterance", "saliency", "layer", "head").values, attenuation_of(rho)
 
-    def summary(values: xr.Dataset, names: list[str]) -> pd.DataFrame:
-        long = with_mean_labels(values).rename(saliency="source").to_series()
-        rows = {key: mean_interval(group.dropna()) for key, group in long.groupby(KEYS, sort=False)}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    def measured(rows: np.ndarray) -> np.ndarray:
+        return _with_difference(values[rows].mean(axis=0))
 
-    table = summary(rho, ["rho", "low", "high"])
-    table = table.join(summary(corrected_for_noise(rho), ["corrected", "corrected_low", "corrected_high"]))
-    table.index = pd.MultiIndex.from_tuples(table.index, names=KEYS)
-    ceiling = noise_ceiling(rho.reliability).mean("utterance").to_series().rename_axis("source")
-    table["ceiling"] = ceiling.reindex(table.index, level="source")
-    table = table.assign(n=rho.sizes["utterance"]).reset_index()
-    return table.assign(**rho.attrs)[["model", "setting", "estimator", *table.columns]]
+    def reported(rows: np.ndarray) -> np.ndarray:
+        return _with_difference(values[rows].mean(axis=0) / factor(rows)[:, None, None])
+
+    columns = {}
+    for names, statistic in (
+        (["rho", "low", "high"], measured),
+        (["reported", "reported_low", "reported_high"], reported),
+    ):
+        columns |= dict(zip(names, jackknife_interval(statistic, n), strict=True))
+    table = pd.DataFrame({name: like.copy(data=values).to_series() for name, values in columns.items()})
+    reliability, noisy = rho.reliability.mean("utterance").to_series(), too_noisy(rho).to_series()
+    if "difference" in like.saliency:
+        reliability["difference"], noisy["difference"] = reliability.min(), noisy.any()
+    unknown = noisy.reindex(table.index, level="saliency").to_numpy()
+    table.loc[unknown, ["reported", "reported_low", "reported_high"]] = np.nan
+    table.insert(3, "reliability", reliability.reindex(table.index, level="saliency"))
+    table = table.reset_index()
+    about = {"model": rho.model, "direction": rho.setting, "estimator": rho.estimator}
+    return table.assign(n=n, **about)[[*about, *table.columns, "n"]]
+
+
+def without_noise(rho: xr.Dataset, saliency: str, values: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Mean over utterances of correlations with one kind of saliency, over the attenuation of the same utterances.
+
+    values: one number for each utterance of `rho`, (n,). Returns a statistic of utterance indices, for the jackknife.
+    """
+    factor = attenuation_of(rho.sel(saliency=[saliency]))
+    return lambda rows: float(values[rows].mean() / factor(rows)[0])
 
 
 def format_interval(
@@ -64,8 +103,14 @@ def format_interval(
     return text.where(table[value].notna(), "")
 
 
+def format_reported(table: pd.DataFrame, digits: int = 2) -> pd.Series:
+    """The reported rho with its interval as text, or "too noisy (rho ...)" if there is none."""
+    text = format_interval(table, "reported", digits, ("reported_low", "reported_high"))
+    return text.where(table.reported.notna(), NOISY + " (rho " + table.rho.map(f"{{:z.{digits}f}}".format) + ")")
+
+
 def paper_values(table: str) -> pd.DataFrame:
-    """The numbers of one of the paper's tables that we hold: metric, model, setting, value, note (data/paper.csv).
+    """The numbers of one of the paper's tables that we hold: metric, model, direction, value, note (data/paper.csv).
 
     Those of its small and large models are repeated under their published names.
     """

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import av
 import numpy as np
+import platformdirs
 import pytest
 import sentencepiece
 import soundfile
@@ -16,10 +17,12 @@ import torch
 from scipy.signal import resample_poly
 from transformers.utils import logging
 
+from xattn.analysis.reliability import half_maps, split_half_reliability
+from xattn.attribution.estimators import estimate
 from xattn.attribution.occlusion import Partition
 from xattn.audio import SAMPLE_RATE
 from xattn.data.corpus import load_corpus
-from xattn.maps import build, frame_times
+from xattn.maps import build, drop_special_tokens, frame_times, frames_of_steps, masks_of
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
 
@@ -66,6 +69,15 @@ def tiny_network(seed=0, **options):
 @pytest.fixture(scope="session", autouse=True)
 def quiet():
     logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory):
+    """A folder in the place of the user's cache, where `explain` leaves scores."""
+    folder = tmp_path_factory.mktemp("user-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(platformdirs, "user_cache_path", lambda name: folder / name)
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -213,6 +225,38 @@ def random_maps(seed=0, utterance="made-1", tokens=("▁the", "▁dog", "▁slee
     )
 
 
+def scored_maps(seed=0, utterance="made-1", number=60, estimator="mean", partition="superpixels"):
+    """`random_maps` with saliency from the scores of `number` perturbations of each place, and with its halves."""
+    maps = random_maps(seed, utterance)
+    tokens = maps.sizes["token"]
+    kept = maps.drop_vars(["input_saliency", "encoder_saliency", "segment_score", "segment_count"])
+    kept = kept.assign_attrs(estimator=estimator, partition=partition, input_p=0.5, encoder_p=0.7)
+    arrays = {name: variable.values for name, variable in kept.data_vars.items()}
+    step_frames = frames_of_steps(maps, maps.time.values)
+    for place in ("input", "encoder"):
+        scores = np.zeros((number, tokens), dtype=np.float32)
+        masks = masks_of(kept.assign({f"{place}_scores": ((f"{place}_mask", "token"), scores)}), place)
+        _, hidden = masks.draw(0, number)
+        rng = np.random.default_rng([seed, *place.encode()])
+        weights = rng.exponential(size=(masks.partition.units, tokens)) ** 2
+        scores = (hidden @ weights / 10 + rng.exponential(size=scores.shape) / 2).astype(np.float32)
+        units, halves = estimate(scores, masks, estimator), half_maps(scores, masks, step_frames, estimator)
+        arrays |= {f"{place}_scores": scores, f"{place}_halves": halves.astype(np.float32)}
+        arrays |= {"encoder_saliency": units.cells(masks.partition.labels)} if place == "encoder" else units.compact()
+    scored = build(
+        arrays,
+        tokens=maps.token.values,
+        times=maps.time.values,
+        step_frames=step_frames,
+        bands=maps.mel.values,
+        attributes=kept.attrs,
+    )
+    spoken = drop_special_tokens(scored)
+    for place in ("input", "encoder"):
+        scored.attrs[f"{place}_reliability"] = split_half_reliability(spoken[f"{place}_halves"].values)
+    return scored
+
+
 class GivenMasks:
     """Masks from a list: the level of each and whether it hides each of that level's units."""
 
@@ -234,10 +278,20 @@ def listed(masks):
     return [(level, row[bounds[level] : bounds[level + 1]]) for level, row in zip(levels, hidden, strict=True)]
 
 
+def halves_by_hand(maps, place):
+    """The saliency from each half of the perturbations: runs of one perturbation of each level take turns."""
+    masks, scores = masks_of(maps, place), maps[f"{place}_scores"].values
+    everything, labels = listed(masks), masks.partition.labels
+    for start in (0, 1):
+        rows = [row for row in range(len(scores)) if row // len(labels) % 2 == start]
+        half = GivenMasks(masks.partition, [everything[row] for row in rows])
+        yield maps[f"{place}_saliency"].copy(data=estimate(scores[rows], half, maps.estimator).cells(labels))
+
+
 @pytest.fixture
 def made():
-    """Makers of test material: `made.maps(...)`, `made.network(...)` and `made.corpus(folder, utterances)`."""
-    return SimpleNamespace(maps=random_maps, network=tiny_network, corpus=write_corpus)
+    """Makers of test material: `made.maps(...)`, `made.scored(...)`, `made.network(...)` and `made.corpus(...)`."""
+    return SimpleNamespace(maps=random_maps, scored=scored_maps, network=tiny_network, corpus=write_corpus)
 
 
 def counted(model, monkeypatch, method):
@@ -250,6 +304,23 @@ def counted(model, monkeypatch, method):
 
     monkeypatch.setattr(model, method, noting)
     return calls
+
+
+class Clock:
+    """A clock in the place of the module `time`, on which every perturbation takes a second."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def slow(self, score):
+        def slowly(keep):
+            self.now += len(keep)
+            return score(keep)
+
+        return slowly
 
 
 def without_seconds(maps):

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from xattn.analysis.correlation import correlate
-from xattn.analysis.faithfulness import PERCENT, deletion_curves
+from xattn.analysis.faithfulness import deletion_curves, percentages
 from xattn.analysis.quality import transcribe
+from xattn.analysis.sanity import layers_from_output
 from xattn.attribution.attention import cross_attention
 from xattn.explain import Occlusion, explain
 from xattn.figures import heatmaps
@@ -248,17 +249,25 @@ class PretrainedChecks:
         for saliency in (maps.input_saliency, maps.encoder_saliency):
             assert all(np.isfinite(rho).all() for rho in correlate(maps.cross_attention, saliency).values())
         curves = deletion_curves(pretrained, [maps.assign_attrs({KEY: "k"})], ["CA", "SM^X 2d_avg"], tmp_path)
-        assert len(curves) == 2 * len(PERCENT)
+        assert len(curves) == 2 * len(percentages())
         assert (curves[curves.percent == 0].hypothesis == maps.hypothesis).all()
         assert curves[curves.percent == 100].hypothesis.nunique() == 1
         panel = heatmaps(maps, utterances[1].words).axes[3].images[0]
         assert panel.get_array().shape == (maps.sizes["token"] - 1, maps.sizes["step"])
 
-    def test_bfloat16_approximates_the_scores_of_float32(self, pretrained, maps, utterances):
+    def test_bfloat16_approximates_the_scores_of_float32(self, pretrained, maps, utterances, monkeypatch):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})  # torch emulates it if not
         rounded = quietly(pretrained, utterances[1], self.DIRECTIONS[0], precision="bfloat16")
         for name in ("input_scores", "encoder_scores"):
             assert not np.array_equal(rounded[name], maps[name])
             assert np.corrcoef(rounded[name].values.ravel(), maps[name].values.ravel())[0, 1] > 0.95
+
+    def test_layers_are_named_from_the_output_to_the_input(self, pretrained, maps):
+        layers, decoder = layers_from_output(pretrained), maps.sizes["layer"]
+        numbers = [int(name.rpartition(".")[2]) for name in layers]
+        assert numbers == [*reversed(range(decoder)), *reversed(range(len(layers) - decoder))]
+        assert ["decoder" in name for name in layers] == [number < decoder for number in range(len(layers))]
+        assert len(layers) > decoder and all(pretrained.network.get_submodule(name) for name in layers)
 
     def test_maps_are_the_same_each_time(self, pretrained, folder, maps, utterances):
         again = quietly(load_model(folder), utterances[1], self.DIRECTIONS[0])

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,20 +129,27 @@ def test_references_are_transcripts_and_translations(folder):
 def test_a_reference_for_another_language_raises(folder, direction):
     utterance = load_corpus(folder.path)[0]
     message = f"Utterance en1 is spoken in 'en' and has no reference for the direction '{direction}': choose"
-    with pytest.raises(ValueError, match=message):
-        utterance.reference(direction)
+    for text in (utterance.reference, utterance.text):
+        with pytest.raises(ValueError, match=message):
+            text(direction)
 
 
 def test_a_reference_for_another_target_raises(folder):
-    with pytest.raises(ValueError, match="en1 is translated into 'it' .* 'en-de': use the direction 'en-it'"):
-        load_corpus(folder.path)[0].reference("en-de")
+    utterance = load_corpus(folder.path)[0]
+    for text in (utterance.reference, utterance.text):
+        with pytest.raises(ValueError, match="en1 is translated into 'it' .* 'en-de': use the direction 'en-it'"):
+            text("en-de")
+    unknown = replace(utterance, target_language="")  # a translation into a language that the corpus does not name
+    assert unknown.text("en-de") == unknown.text("en-it") == "il cane dorme"
 
 
 def test_a_missing_reference_raises(folder):
     folder.set(2, "translation", "")
+    assert load_corpus(folder.path)[0].text("en-it") == ""
     with pytest.raises(ValueError, match="Utterance en1 has no translation, which the direction 'en-it' needs: add it"):
         load_corpus(folder.path)[0].reference("en-it")
     own = utterance_from_file(folder.path / "audio/en1.flac", "en")
+    assert own.text("en") == own.text("en-it") == ""
     with pytest.raises(ValueError, match="Utterance en1 has no transcript, which the direction 'en' needs: add it"):
         own.reference("en")
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import random_maps
+from conftest import halves_by_hand, random_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from xattn import correlate
-from xattn.analysis.correlation import correlate_all, saliencies_of
+from xattn.analysis.correlation import correlate_all, normalised_saliency, saliencies_of
 
 SALIENCIES = ("input_saliency", "encoder_saliency")
 POOL = {"2d_max": np.max, "2d_avg": np.mean}
@@ -194,26 +194,64 @@ def test_undefined_correlations_raise(made):
         assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
 
-def test_many_utterances_are_correlated_one_by_one(made):
-    maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(3)]
-    rho = correlate_all(iter(maps), "2d_avg")
-    assert rho.by_layer_and_head.dims == ("saliency", "utterance", "layer", "head")
-    assert rho.saliency.values.tolist() == ["input", "encoder", "difference"]
+@pytest.mark.parametrize("reduction", POOL)
+def test_many_utterances_are_correlated_one_by_one(made, reduction):
+    maps = [made.scored(seed, utterance=f"made-{seed}") for seed in range(3)]
+    rho = correlate_all(iter(maps), reduction)
+    for name, axes in VARIABLES.items():
+        assert rho[name].dims == ("saliency", "masks", "utterance", *axes)
+    assert rho.saliency.values.tolist() == ["input", "encoder"] and rho.masks.values.tolist() == ["all", "half"]
     assert rho.utterance.values.tolist() == ["made-0", "made-1", "made-2"]
-    assert rho.attrs == {"model": "tiny", "setting": "en", "estimator": "mean"}
+    for item in maps:
+        for place in ("input", "encoder"):
+            own = rho.sel(utterance=item.utterance, saliency=place)
+            whole = correlate(item.cross_attention, item[f"{place}_saliency"], reduction)
+            both = [*halves_by_hand(item, place)]
+            halves = [correlate(item.cross_attention, half, reduction) for half in both]
+            for name in VARIABLES:
+                np.testing.assert_array_equal(own[name].sel(masks="all"), whole[name])
+                mean = (halves[0][name] + halves[1][name]) / 2
+                np.testing.assert_allclose(own[name].sel(masks="half"), mean, atol=1e-6)
+                assert np.abs(mean - whole[name]).max() > 1e-3
+            compared = [
+                normalised_saliency(half, item, reduction).values.ravel() for half in halves_by_hand(item, place)
+            ]
+            r = np.corrcoef(*compared)[0, 1]
+            assert own.reliability.item() == pytest.approx(2 * r / (1 + r), abs=1e-6)
+    assert rho.reliability.dims == ("saliency", "utterance")
+    if reduction == "2d_max":
+        stored = [[item.attrs[f"{place}_reliability"] for item in maps] for place in ("input", "encoder")]
+        np.testing.assert_allclose(rho.reliability, stored, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("partition", "reduction", "linear"),
+    [
+        ("superpixels", "2d_max", ["encoder"]),
+        ("spread", "1d_max_1d_avg", ["encoder"]),
+        ("superpixels", "2d_avg", ["input", "encoder"]),
+        ("windows", "2d_max", ["input", "encoder"]),
+        ("windows", "2d_avg", ["input", "encoder"]),
+    ],
+)
+def test_maps_that_are_linear_in_the_scores_are_listed(made, partition, reduction, linear):
+    rho = correlate_all([made.scored(partition=partition)], reduction)
+    assert rho.attrs == {
+        "model": "tiny", "setting": "en", "estimator": "mean", "linear": linear, "without_scores": []
+    }  # fmt: skip
+
+
+def test_maps_without_scores_have_no_halves_and_no_reliability(made):
+    maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(3)]
+    rho = correlate_all(maps)
+    assert rho.linear == ["encoder"] and rho.without_scores == ["input", "encoder"]
     for name in VARIABLES:
-        for item in maps:
-            own = rho[name].sel(utterance=item.utterance)
-            for saliency in ("input", "encoder"):
-                expected = correlate(item.cross_attention, item[f"{saliency}_saliency"], "2d_avg")[name]
-                np.testing.assert_array_equal(own.sel(saliency=saliency), expected)
-        difference = rho[name].sel(saliency="encoder") - rho[name].sel(saliency="input")
-        np.testing.assert_allclose(rho[name].sel(saliency="difference"), difference)
-    np.testing.assert_array_equal(rho.reliability, np.repeat([[0.64], [0.81], [np.nan]], 3, axis=1))
+        assert np.isnan(rho[name].sel(masks="half")).all() and np.isfinite(rho[name].sel(masks="all")).all()
+    assert np.isnan(rho.reliability).all() and rho.reliability.shape == (2, 3)
 
 
 def test_maps_without_encoder_saliency_are_correlated_with_the_input_alone(made):
-    maps = [made.maps(seed, utterance=f"made-{seed}") for seed in range(3)]
+    maps = [made.scored(seed, utterance=f"made-{seed}") for seed in range(3)]
     bare = [item.drop_vars("encoder_saliency") for item in maps]
     assert saliencies_of(bare[0]) == ["input_saliency"]
     rho = correlate_all(bare)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 import xarray as xr
-from conftest import counted, listed, without_seconds
+from conftest import Clock, counted, listed, without_seconds
 from torch.nn import functional
 
 import xattn
@@ -26,7 +26,8 @@ from xattn.maps import masks_of
 from xattn.models import Decoding, load_model
 from xattn.models.conformer import ConformerModel
 
-SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
+PUBLISHED = {"estimator": "mean", "partition": "superpixels", "reliability": 1.0}
+SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32", **PUBLISHED)
 PLACES = ("input", "encoder")
 
 
@@ -53,7 +54,13 @@ def maps(model, utterance):
     return quietly(model, utterance)
 
 
-def by_definition(model, utterance, direction, place, masks, p, seed=0):
+def windows(features):
+    """Windows of 10, 20 and 40 frames: (level, time, mel)."""
+    frames = np.arange(features.size).reshape(features.shape) // features.shape[1]
+    return np.stack([frames // width for width in (10, 20, 40)])
+
+
+def by_definition(model, utterance, direction, place, masks, p, seed=0, partition=slic_pyramid):
     """SM^X or SM^H one mask at a time, cell by cell, through torch's own KL divergence: (token, *cells)."""
     features = model.features(utterance.audio())
     states = model.encode(features[None])
@@ -65,7 +72,7 @@ def by_definition(model, utterance, direction, place, masks, p, seed=0):
         return model.decode(states, inputs)[0, len(prompt) - 1 :].double()
 
     original = log_p(states)
-    levels = slic_pyramid(features.numpy()) if place == "input" else np.arange(states.shape[1])[None]
+    levels = partition(features.numpy()) if place == "input" else np.arange(states.shape[1])[None]
     total, times = 0.0, 0.0
     for level, hidden in listed(Masks(Partition.of(levels), masks, p, seed, f"{utterance.id}/{place}")):
         occluded = torch.from_numpy(hidden[levels[level]])
@@ -86,7 +93,7 @@ def test_axes_and_units(maps, model, utterance):
     assert tokens > 4 and steps * 4 > frames  # the last step has fewer than four frames
     assert dict(maps.sizes) | {"segment": 0} == {
         "layer": 2, "head": 2, "token": tokens, "step": steps, "time": frames, "mel": 80, "level": 3, "segment": 0,
-        "input_mask": 12, "encoder_mask": 10,
+        "input_mask": 12, "encoder_mask": 10, "half": 2,
     }  # fmt: skip
     assert maps.cross_attention.dims == ("layer", "head", "token", "step")
     assert maps.input_saliency.dims == ("token", "time", "mel")
@@ -116,6 +123,7 @@ def test_attributes_record_what_produced_the_maps(maps, model, utterance):
         "version": xattn.__version__,
         **asdict(SMALL),
     }
+    del expected["seconds"]  # in the maps, this is how long they took
     assert {name: maps.attrs[name] for name in expected} == expected
     assert set(maps.attrs) - set(expected) == {"audio", "seconds", "input_reliability", "encoder_reliability"}
     assert len(maps.audio) == 16 and maps.seconds > 0
@@ -131,6 +139,14 @@ def test_input_saliency_follows_its_definition(maps, model, utterance):
     expected = by_definition(model, utterance, "en", "input", 12, 0.5)
     assert expected.max() > 0.1
     np.testing.assert_allclose(maps.input_saliency, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_saliency_of_windows_follows_its_definition(model, utterance):
+    maps = quietly(model, utterance, {"partition": "windows"})
+    expected = by_definition(model, utterance, "en", "input", 12, 0.5, partition=windows)
+    assert expected.max() > 0.1 and (expected == expected[..., :1]).all()
+    np.testing.assert_allclose(maps.input_saliency, expected, rtol=1e-4, atol=1e-6)
+    assert maps.partition == "windows"
 
 
 def test_maps_follow_from_the_scores_of_all_masks(maps, utterance):
@@ -149,7 +165,7 @@ def test_numbers_change_only_with_a_new_version(maps):
     found = (
         float(maps.input_saliency.mean()), float(maps.encoder_saliency.mean()), float(maps.cross_attention[1, 0, 0, 2])
     )  # fmt: skip
-    assert VERSION == 6
+    assert VERSION == 7
     assert found == pytest.approx((0.067363, 0.192280, 0.021243), rel=1e-3)
 
 
@@ -168,8 +184,9 @@ def test_parameters_reach_the_masks(model, utterance):
 
 
 @pytest.mark.parametrize("estimator", ["mean", "ridge"])
-def test_reliability_compares_halves_of_the_reduced_map(model, utterance, estimator):
+def test_halves_of_the_reduced_map_are_stored_and_their_reliability(model, utterance, estimator):
     maps = quietly(model, utterance, {"input_masks": 60, "encoder_masks": 40, "estimator": estimator})
+    spoken = maps.token.values != "</s>"
     for place in PLACES:
         scores, name, masks = maps[f"{place}_scores"].values, f"{place}_saliency", masks_of(maps, place)
         labels = masks.partition.labels
@@ -178,20 +195,91 @@ def test_reliability_compares_halves_of_the_reduced_map(model, utterance, estima
         halves = []
         for used in (first, ~first):
             cells = estimate(scores, masks, estimator, used).cells(labels)
-            halves.append(normalised_saliency(maps[name].copy(data=cells), maps).values.ravel())
-        r = np.corrcoef(*halves)[0, 1]
+            halves.append(normalised_saliency(maps[name].copy(data=cells), maps).values)
+        stored = maps[f"{place}_halves"]
+        assert stored.dims == ("half", "token", "step") and stored.dtype == np.float32
+        np.testing.assert_allclose(stored[:, spoken], halves, rtol=1e-5, atol=1e-5)
+        r = np.corrcoef(*(each.ravel() for each in halves))[0, 1]
         assert maps.attrs[f"{place}_reliability"] == pytest.approx(2 * r / (1 + r))
 
 
+def test_too_few_perturbations_have_no_halves(model, utterance):
+    maps = quietly(model, utterance, {"input_masks": 5, "encoder_masks": 2})
+    assert "input_halves" not in maps and np.isnan(maps.input_reliability)  # two halves of three levels need six
+    assert maps.encoder_halves.shape[0] == 2 and np.isfinite(maps.encoder_reliability)
+
+
 def test_perturbations_stop_when_the_maps_are_reliable(model, utterance):
-    many = {"input_masks": 400, "encoder_masks": 400}
+    many = {"input_masks": 250, "encoder_masks": 250, "batch_size": 32}
     everything = quietly(model, utterance, many)
-    stopped = quietly(model, utterance, many | {"reliability": 0.01})
+    reached = quietly(model, utterance, many | {"reliability": 0.0}).attrs  # after the first check
+    target = max(reached[f"{place}_reliability"] for place in PLACES) + 0.01
+    stopped = quietly(model, utterance, many | {"reliability": target})
     for place in PLACES:
-        assert stopped.sizes[f"{place}_mask"] in (200, 250, 312, 390)
-        assert stopped.attrs[f"{place}_reliability"] >= 0.01
-        assert np.allclose(stopped[f"{place}_scores"], everything[f"{place}_scores"][: stopped.sizes[f"{place}_mask"]])
-        assert everything.sizes[f"{place}_mask"] == 400
+        assert everything.sizes[f"{place}_mask"] == 250
+        number = stopped.sizes[f"{place}_mask"]
+        assert number in (90, 135, 202, 250)
+        assert stopped.attrs[f"{place}_reliability"] >= target or number == 250
+        assert np.allclose(stopped[f"{place}_scores"], everything[f"{place}_scores"][:number], rtol=1e-4, atol=1e-6)
+    assert min(stopped.sizes[f"{place}_mask"] for place in PLACES) < 250
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock on which every perturbation, and nothing else, takes a second."""
+    clock, whole = Clock(), occlusion.divergence_from
+    monkeypatch.setattr(occlusion, "time", clock)
+    monkeypatch.setitem(explain.__globals__, "time", clock)
+    monkeypatch.setitem(explain.__globals__, "divergence_from", lambda log_p: clock.slow(whole(log_p)))
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "masks", "numbers"),
+    [
+        (40, (200, 200), (32, 16)),  # SM^X has three quarters, 30 s: batches of 8 end at 32 s and, for SM^H, at 48 s
+        (1, (200, 200), (8, 8)),  # one batch of each
+        (40, (16, 200), (16, 32)),  # SM^H has what SM^X did not need
+        (40, (200, 10), (32, 10)),
+        (1000, (20, 20), (20, 20)),
+    ],
+)
+def test_perturbations_stop_at_the_time_limit(model, utterance, clock, seconds, masks, numbers):
+    fewer = {"batch_size": 8, "seconds": seconds}
+    limited = quietly(model, utterance, fewer | dict(zip(("input_masks", "encoder_masks"), masks, strict=True)))
+    assert tuple(limited.sizes[f"{place}_mask"] for place in PLACES) == numbers
+    assert clock.now == 1000 + sum(numbers)
+    alone = quietly(model, utterance, {"batch_size": 8, "input_masks": numbers[0], "encoder_masks": numbers[1]})
+    names = {"input_masks": None, "encoder_masks": None}
+    xr.testing.assert_identical(
+        without_seconds(limited).assign_attrs(names), without_seconds(alone).assign_attrs(names)
+    )
+
+
+@pytest.mark.parametrize(("target", "numbers"), [(0.5, (60, 60)), (0.6, (155, 60))])
+def test_the_time_limit_and_the_target_can_be_combined(model, utterance, clock, monkeypatch, target, numbers):
+    """The target is met at the first check, or SM^X ends with a batch after 150 s and SM^H with one after 200 s."""
+    monkeypatch.setitem(explain.__globals__, "_reliability", lambda *_: 0.5)
+    many = {"input_masks": 400, "encoder_masks": 400, "batch_size": 20, "seconds": 200, "reliability": target}
+    maps = quietly(model, utterance, many)
+    assert (maps.sizes["input_mask"], maps.sizes["encoder_mask"]) == numbers
+
+
+def test_a_first_look_stops_after_two_minutes(model, utterance, monkeypatch):
+    used = []
+
+    def noting(model, utterance, directions, occlusion, **options):
+        used.append(occlusion)
+        few = replace(occlusion, input_masks=12, encoder_masks=10)
+        return explain_directions(model, utterance, directions, few, **options)
+
+    monkeypatch.setitem(explain.__globals__, "explain_directions", noting)
+    maps = explain(model, utterance, progress=False)
+    assert used == [Occlusion(seconds=120.0).on(model.device)]
+    assert (used[0].input_masks, used[0].encoder_masks, used[0].reliability) == (8000, 8000, 0.8)
+    assert (maps.partition, maps.estimator, maps.input_p, maps.encoder_p) == ("windows", "sqrt_ridge", 0.5, 0.7)
+    assert np.array_equal(maps.segmentation[0], windows(maps.features.values)[0])
+    assert Occlusion().seconds is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -202,15 +290,22 @@ def test_the_batch_size_changes_only_rounding(maps, model, utterance, batch_size
         np.testing.assert_allclose(other[name], maps[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Sets whether the processor says that it computes in bfloat16; torch emulates what it cannot do."""
+    return lambda capable: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+
+
 @pytest.fixture(scope="module")
 def shipped():
     return xattn.load_model(Path(__file__).parents[1] / "data" / "models" / "base")
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_bfloat16_gives_the_maps_of_float32(shipped, number):
+def test_bfloat16_gives_the_maps_of_float32(shipped, number, bfloat16):
+    bfloat16(True)
     utterance = xattn.load_corpus(Path(__file__).parents[1] / "data", language="en", split="test")[number]
-    many = Occlusion(input_masks=200, encoder_masks=200)
+    many = Occlusion(input_masks=200, encoder_masks=200, **PUBLISHED)
     exact, rounded = (
         quietly(shipped, utterance, replace(many, precision=precision)) for precision in ("float32", "bfloat16")
     )
@@ -242,12 +337,23 @@ def test_the_device_decides_the_batch_size(model, utterance):
     assert quietly(model, utterance, {"batch_size": None}).batch_size == 32
 
 
-def test_the_device_decides_the_precision(model, utterance, monkeypatch):
+def test_the_device_decides_the_precision(model, utterance, bfloat16):
     for capable, decided in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capable=capable: {"avx512_bf16": capable})
+        bfloat16(capable)
         assert Occlusion().on(model.device).precision == decided
         assert Occlusion(precision="float32").on(model.device).precision == "float32"
         assert quietly(model, utterance, {"precision": "auto"}).precision == decided
+
+
+def test_bfloat16_becomes_float32_on_a_processor_without_it(model, utterance, maps, bfloat16, capsys):
+    for capable, decided in ((True, "bfloat16"), (False, "float32")):
+        bfloat16(capable)
+        found = quietly(model, utterance, {"precision": "bfloat16"})
+        assert found.precision == decided
+        assert np.array_equal(found.encoder_scores, maps.encoder_scores) == (decided == "float32")
+        line = "Precision: float32, because this processor does not compute in bfloat16.\n"
+        assert capsys.readouterr().out == line * (not capable)
+    xr.testing.assert_identical(without_seconds(found), without_seconds(maps))
 
 
 def test_a_prompt_of_two_tokens_has_no_rows(model, utterance):
@@ -323,6 +429,14 @@ def test_a_file_gives_the_maps_of_its_utterance(model, utterance, maps):
     assert (translated.setting, translated.hypothesis) == ("en-it", italian.hypothesis)
 
 
+def test_maps_in_a_language_without_a_reference_have_none(model, utterance):
+    found = {
+        other: quietly(model, replace(utterance, target_language=other), translate_to="it").reference
+        for other in ("", "it", "de")
+    }
+    assert found == {"": "il cane dorme", "it": "il cane dorme", "de": ""}
+
+
 def test_what_is_given_overrules_the_language_of_an_utterance(model, utterance):
     assert quietly(model, utterance, language="it").setting == "it"
     assert quietly(model, utterance, translate_to="en").setting == "en"
@@ -382,8 +496,11 @@ def test_maps_can_be_correlated(maps):
         ("seed", -1, "seed is -1: give a whole number of at least 0"),
         ("precision", "half", "There is no precision 'half': choose one of auto, float32, bfloat16"),
         ("estimator", "median", "There is no estimator 'median': choose one of mean, sqrt_mean, ridge, sqrt_ridge"),
-        ("pyramid", "giza", "There is no pyramid 'giza': choose one of published, spread"),
+        ("partition", "published", "There is no partition 'published': choose one of superpixels, spread, windows"),
         ("reliability", 2, "reliability is 2: give a number from 0 to 1"),
+        ("seconds", 0, "seconds is 0: give a number above 0, or None"),
+        ("seconds", -1.5, "seconds is -1.5: give a number above 0, or None"),
+        ("seconds", float("nan"), "seconds is nan: give a number above 0, or None"),
     ],
 )
 def test_parameters_out_of_range_raise(parameter, value, sentence):
@@ -429,10 +546,10 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
     bars = [re.match(r"SM\^([XH]): 100%.*\| (\d+)/(\d+) ", line) for line in lines[2:4]]
     assert [bar.groups() for bar in bars] == [("X", "12", "12"), ("H", "10", "10")]
     values = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
-    assert lines[4] == f"Reliability: SM^X {values['input']:.2f}, SM^H {values['encoder']:.2f}"
+    assert lines[4] == f"Reliability: SM^X {values['input']:.2f} (12 masks), SM^H {values['encoder']:.2f} (10 masks)"
     assert max(values.values()) < 0.3  # of so few masks
     assert lines[5:] == [
-        "Below 0.3 a map is mostly noise: use more masks, such as occlusion=Occlusion(input_masks=48, "
+        "Below 0.3 a map is mostly noise: allow more masks, such as occlusion=Occlusion(input_masks=48, "
         "encoder_masks=40)."
     ]
     lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
@@ -441,21 +558,45 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
 
 
 @pytest.mark.parametrize(
-    ("values", "masks"),
+    ("values", "changes", "more"),
     [
-        ((0.3, 0.9), ""),
-        ((0.29, 0.9), "input_masks=48"),
-        ((0.9, np.nan), "encoder_masks=40"),
-        ((np.nan, -0.5), "input_masks=48, encoder_masks=40"),
+        ((0.3, 0.9), {}, ""),
+        ((0.29, 0.9), {}, "input_masks=48"),
+        ((0.9, np.nan), {}, "encoder_masks=40"),
+        ((np.nan, -0.5), {}, "input_masks=48, encoder_masks=40"),
+        ((0.9, 0.9), {"seconds": 4}, ""),
+        ((0.2, 0.9), {"seconds": 4}, "seconds=16"),  # of both kinds, the limit allows a batch
+        ((0.2, 0.1), {"seconds": 2.5}, "seconds=10"),
+        ((0.9, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "encoder_masks=20"),
+        ((0.2, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "seconds=10, encoder_masks=20"),
+        ((0.2, 0.2), {"input_masks": 100, "encoder_masks": 100, "reliability": 0.1}, "reliability=0.8"),
+        ((0.2, 0.2), {"input_masks": 100, "encoder_masks": 9, "reliability": 0.1}, "reliability=0.8, encoder_masks=36"),
     ],
 )
-def test_low_reliability_is_reported(model, utterance, monkeypatch, capsys, values, masks):
-    found = iter(values)
-    monkeypatch.setitem(explain.__globals__, "map_reliability", lambda *_: next(found))
-    lines = printed(capsys, model, utterance)
-    assert f"Reliability: SM^X {values[0]:.2f}, SM^H {values[1]:.2f}" in lines
-    sentence = f"Below 0.3 a map is mostly noise: use more masks, such as occlusion=Occlusion({masks})."
-    assert [line for line in lines if "noise" in line] == [sentence] * bool(masks)
+def test_low_reliability_is_reported_with_what_would_raise_it(
+    model, utterance, monkeypatch, clock, capsys, values, changes, more
+):
+    def half_maps(scores, masks, step_frames, *_):
+        return np.full((2, scores.shape[1], len(step_frames)), values[masks.name.endswith("encoder")])
+
+    monkeypatch.setitem(explain.__globals__, "half_maps", half_maps)
+    monkeypatch.setitem(explain.__globals__, "_reliability", lambda halves, tokens: float(halves[0, 0, 0]))
+    lines = printed(capsys, model, utterance, replace(SMALL, **changes))
+    (line,) = [line for line in lines if line.startswith("Reliability")]
+    assert re.match(rf"Reliability: SM\^X {values[0]:.2f} \(\d+ masks\), SM\^H {values[1]:.2f} \(\d+ masks\)$", line)
+    sentence = f"Below 0.3 a map is mostly noise: allow more masks, such as occlusion=Occlusion({more})."
+    assert [line for line in lines if "noise" in line] == [sentence] * bool(more)
+
+
+def test_what_maps_of_windows_do_not_show_is_printed(model, utterance, capsys):
+    sentence = (
+        "SM^X comes from windows of 0.1 s and longer: it is coarse in time and silent about frequency. "
+        'occlusion=Occlusion(partition="superpixels") shows both, with many more masks.'
+    )
+    for kind in ("superpixels", "spread", "windows"):
+        lines = printed(capsys, model, utterance, replace(SMALL, partition=kind))
+        assert [line for line in lines if "frequency" in line] == [sentence] * (kind == "windows")
+        assert (lines[-1] == sentence) == (kind == "windows")
 
 
 def test_the_model_s_default_is_not_the_language_that_it_translates_into(model, utterance, capsys):

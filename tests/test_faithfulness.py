@@ -1,24 +1,41 @@
 """Deletion, insertion and size against cases worked out by hand; the reference's own numbers are in test_golden.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import counted, halves_by_hand
+from scipy import stats
+from scipy.integrate import trapezoid
 
 from xattn import store
+from xattn.analysis.correlation import normalised_saliency
 from xattn.analysis.faithfulness import (
     METRICS,
-    PERCENT,
     area,
     areas,
     deletion_curves,
     masked_inputs,
+    percentages,
     ranking,
     sentence_maps,
+    sentence_reliability,
     size,
     sizes,
 )
 from xattn.explain import Occlusion, explain
+
+PERCENT = percentages()
+
+
+def test_percentages_are_steps_of_a_divisor_of_100():
+    assert PERCENT.tolist() == [*range(0, 101, 5)]
+    assert percentages(20).tolist() == [0, 20, 40, 60, 80, 100] and percentages(100).tolist() == [0, 100]
+    for step in (0, -5, 3, 101):
+        with pytest.raises(ValueError, match=f"step of a deletion curve is {step}: give a whole number that divides"):
+            percentages(step)
 
 
 def test_equal_cells_rank_by_position():
@@ -35,11 +52,13 @@ def test_deletion_removes_the_top_cells_and_insertion_keeps_them():
         assert torch.equal(deleted[row] == 0, top)
         assert torch.equal(inserted[row] == 0, ~top)
     assert torch.equal(features, torch.arange(1.0, 21.0).view(4, 5))
+    assert torch.equal(masked_inputs(features, order, step=20), deleted[::4])
 
 
 def test_areas_of_known_curves():
-    assert area(np.full(21, 100.0)) == pytest.approx(100.0)
-    assert area(PERCENT.astype(float)) == pytest.approx(50.0)
+    assert area(np.full(21, 100.0), PERCENT) == pytest.approx(100.0)
+    assert area(PERCENT.astype(float), PERCENT) == pytest.approx(50.0)
+    assert area([0.0, 100.0, 100.0], percentages(50)) == pytest.approx(75.0)
 
 
 def test_the_two_caps_differ_for_an_output_that_is_too_long():
@@ -50,14 +69,20 @@ def test_the_two_caps_differ_for_an_output_that_is_too_long():
     assert METRICS["corpus-capped WER"]([""], [""]) == 0.0
 
 
-def test_every_map_gets_an_area_with_its_interval():
+def curves_of(broken_from, percent=PERCENT, reliability=None):
+    """Curves of outputs that are right below a percentage and wrong from it on: {map: a percentage per utterance}."""
     rows = []
-    for utterance in range(4):
-        for kind, broken_from in (("early", 10), ("late", 90)):
-            for percent in PERCENT:
-                text = "one two" if percent < broken_from else "nine ten"
-                rows.append((f"u{utterance}", kind, int(percent), "One, two.", text))
-    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+    for kind, points in broken_from.items():
+        for utterance, point in enumerate(points):
+            for each in percent:
+                text = "one two" if each < point else "nine ten"
+                known = (reliability or {}).get(kind, [np.nan] * len(points))[utterance]
+                rows.append((f"u{utterance}", kind, known, int(each), "One, two.", text))
+    return pd.DataFrame(rows, columns=["utterance", "map", "reliability", "percent", "reference", "hypothesis"])
+
+
+def test_every_map_gets_an_area_with_its_interval():
+    curves = curves_of({"early": [10] * 4, "late": [90] * 4})
     points, summary = areas(curves, "corpus-capped WER", "it", [("early", "late")])
     assert (summary.low == summary.high).all() and (summary.n == 4).all()
     single, (difference,) = summary[summary.minus == ""], summary[summary.minus != ""].itertuples()
@@ -69,30 +94,48 @@ def test_every_map_gets_an_area_with_its_interval():
     assert points.query("map == 'early' and percent == 10").score.item() == 100.0
 
 
-def test_areas_are_subtracted_within_the_same_resamples():
-    rows = []
-    for utterance, level in enumerate((0, 40, 80)):  # hard and easy utterances, one map 5 % ahead in each
-        for kind, broken_from in (("ahead", level + 5), ("behind", level + 10)):
-            for percent in PERCENT:
-                text = "one two" if percent < broken_from else "nine ten"
-                rows.append((f"u{utterance}", kind, int(percent), "one two", text))
-    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+def test_areas_have_the_jackknife_interval_of_their_utterances():
+    levels = (0, 40, 80)  # hard and easy utterances, one map 5 % ahead in each
+    curves = curves_of({name: [level + 5 * lead for level in levels] for name, lead in (("ahead", 1), ("behind", 2))})
     _, summary = areas(curves, "corpus-capped WER", "it", [("ahead", "behind")])
     ahead, behind, difference = summary.itertuples()
-    assert ahead.high - ahead.low > 30 and behind.high - behind.low > 30
+    for row, lead in ((ahead, 5), (behind, 10)):  # with words of equal number, the area is a mean over utterances
+        own = [trapezoid(np.where(level + lead > PERCENT, 0, 100), PERCENT) / 100 for level in levels]
+        expected = stats.ttest_1samp(own, 0).confidence_interval()
+        assert (row.low, row.area, row.high) == pytest.approx((expected.low, np.mean(own), expected.high))
+        assert row.high - row.low > 150
     assert difference.area == pytest.approx(ahead.area - behind.area) == pytest.approx(5.0)
     assert difference.low == pytest.approx(5.0) == pytest.approx(difference.high)
 
 
+def test_areas_of_coarser_curves():
+    points, summary = areas(curves_of({"early": [10, 60]}, percentages(50)), "corpus-capped WER", "it")
+    assert points.percent.tolist() == [0, 50, 100] and points.score.tolist() == [0, 50, 100]
+    assert summary.area.item() == pytest.approx(50.0)
+
+
+def test_the_reliability_of_a_difference_is_that_of_the_noisier_map():
+    reliability = {"SM^X": [0.2, 0.6], "SM^H": [0.9, 0.7], "CA": [np.nan, np.nan]}
+    curves = curves_of(dict.fromkeys(reliability, [10, 20]), reliability=reliability)
+    pairs = [("SM^H", "SM^X"), ("CA", "SM^H"), ("CA", "CA")]
+    _, summary = areas(curves, "corpus-capped WER", "it", pairs)
+    found = {(row.map, row.minus): row.reliability for row in summary.itertuples()}
+    expected = {("SM^X", ""): 0.4, ("SM^H", ""): 0.8, ("CA", ""): np.nan}
+    expected |= dict(zip(pairs, (0.4, 0.8, np.nan), strict=True))
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
 def test_sentence_maps_of_every_kind(made):
     maps = made.maps()
-    kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "random", "random steps"]
+    kinds = ["CA", "SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H", "energy", "energy steps", "random", "random steps"]
     found = sentence_maps(maps, kinds)
     assert list(found) == kinds
     shape = (maps.sizes["time"], maps.sizes["mel"])
     assert {sentence.shape for sentence in found.values()} == {shape}
     assert np.array_equal(found["energy"], maps.features.values)
-    for kind in ("CA", "SM^H", "SM^X 2d_max", "random steps"):
+    louder = [maps.features.values[4 * step : 4 * step + 4].mean() for step in range(5)]
+    np.testing.assert_allclose(found["energy steps"][:20:4, 0], louder, rtol=1e-6)
+    for kind in ("CA", "SM^H", "SM^X 2d_max", "energy steps", "random steps"):
         assert (np.ptp(found[kind], axis=1) == 0).all()  # the same for all bands
     for kind in ("random", "random steps"):
         assert np.array_equal(found[kind], sentence_maps(maps, [kind])[kind])
@@ -101,15 +144,73 @@ def test_sentence_maps_of_every_kind(made):
         sentence_maps(maps, ["loud"])
 
 
+def sentence_by_hand(saliency):
+    """The mean over tokens of maps that are scaled to 0..1."""
+    flat = saliency.reshape(len(saliency), -1)
+    low, high = flat.min(axis=1, keepdims=True), flat.max(axis=1, keepdims=True)
+    return ((flat - low) / (high - low)).mean(axis=0)
+
+
+@pytest.mark.parametrize("kind", ["SM^X", "SM^X 2d_max", "SM^X 2d_avg", "SM^H"])
+@pytest.mark.parametrize("estimator", ["mean", "sqrt_ridge"])
+def test_sentence_maps_have_the_reliability_of_their_halves(made, estimator, kind):
+    maps = made.scored(estimator=estimator).drop_sel(token="</s>")  # which a comparison by steps would drop
+    halves = halves_by_hand(maps, "encoder" if kind == "SM^H" else "input")
+    if kind.partition(" ")[2]:
+        halves = (normalised_saliency(half, maps, kind.partition(" ")[2]) for half in halves)
+    r = np.corrcoef(*(sentence_by_hand(half.values) for half in halves))[0, 1]
+    assert sentence_reliability(maps, kind) == pytest.approx(2 * r / (1 + r), abs=1e-5)
+
+
+def test_maps_without_masks_or_scores_have_no_reliability(made):
+    for kind in ("CA", "energy", "random", "energy steps", "random steps"):
+        assert np.isnan(sentence_reliability(made.scored(), kind))
+    for kind in ("SM^X", "SM^X 2d_max", "SM^H"):
+        assert np.isnan(sentence_reliability(made.maps(), kind))
+
+
 def test_outputs_are_decoded_once(model, utterances, tmp_path, monkeypatch):
     occlusion = Occlusion(input_masks=6, encoder_masks=6)
     maps = explain(model, utterances[0], occlusion=occlusion, progress=False).assign_attrs({store.KEY: "k"})
-    curves = deletion_curves(model, [maps], ["CA", "random"], tmp_path)
-    assert len(curves) == 2 * len(PERCENT)
+    curves = deletion_curves(model, [maps], ["CA", "SM^H"], tmp_path)
+    assert curves.percent.tolist() == [*PERCENT] * 2 and set(curves.reference) == {"the dog sleeps"}
     whole = curves[curves.percent == 0].hypothesis
     assert (whole == maps.hypothesis).all()
+    reliability = [np.nan] * 21 + [sentence_reliability(maps, "SM^H")] * 21
+    assert curves.reliability.tolist() == pytest.approx(reliability, nan_ok=True) and np.isfinite(reliability[-1])
     monkeypatch.setattr(type(model), "generate", lambda *_: pytest.fail("decoded again"))
-    pd.testing.assert_frame_equal(deletion_curves(model, [maps], ["CA", "random"], tmp_path), curves)
+    pd.testing.assert_frame_equal(deletion_curves(model, [maps], ["CA", "SM^H"], tmp_path), curves)
+
+
+@pytest.mark.parametrize("insertion", [False, True])
+def test_curves_are_the_outputs_of_the_masked_inputs(model, utterances, tmp_path, insertion, monkeypatch):
+    occlusion = Occlusion(input_masks=6, encoder_masks=6)
+    maps = explain(model, utterances[0], occlusion=occlusion, progress=False).assign_attrs({store.KEY: "k"})
+    calls = counted(model, monkeypatch, "generate")
+    curves = deletion_curves(model, [maps], ["SM^X", "CA"], tmp_path, insertion)
+    assert calls == [1, 19, 19]  # all maps share the input without cells, and the stored hypothesis is that with all
+    features, texts = torch.from_numpy(maps.features.values), curves.groupby("map").hypothesis.apply(list)
+    for kind, sentence in sentence_maps(maps, ["SM^X", "CA"]).items():
+        inputs = masked_inputs(features, ranking(sentence), insertion)
+        expected = [model.text(model.generate(each[None], "en")[0]) for each in inputs]
+        assert texts[kind] == expected and len(set(expected)) > 2
+
+
+def test_curves_can_be_coarser(model, utterances, tmp_path):
+    occlusion = Occlusion(input_masks=6, encoder_masks=6)
+    maps = explain(model, utterances[0], occlusion=occlusion, progress=False).assign_attrs({store.KEY: "k"})
+    coarse, fine = (deletion_curves(model, [maps], ["CA"], tmp_path, step=step) for step in (50, 25))
+    assert coarse.percent.tolist() == [0, 50, 100] and fine.percent.tolist() == [0, 25, 50, 75, 100]
+    assert fine.hypothesis[::2].tolist() == coarse.hypothesis.tolist()
+
+
+def test_maps_without_a_reference_cannot_be_deleted(model, utterances, tmp_path, monkeypatch):
+    bare = replace(utterances[0], target_language="de")
+    occlusion = Occlusion(input_masks=6, encoder_masks=6)
+    maps = explain(model, bare, translate_to="it", occlusion=occlusion, progress=False).assign_attrs({store.KEY: "k"})
+    monkeypatch.setattr(type(model), "generate", lambda *_: pytest.fail("decoded for nothing"))
+    with pytest.raises(ValueError, match=r"^en-test-0 has no reference for 'en-it': add it to the corpus first\.$"):
+        deletion_curves(model, [maps], ["CA"], tmp_path)
 
 
 def test_size_of_known_maps(made):

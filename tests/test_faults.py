@@ -24,7 +24,7 @@ xattn.attribution.occlusion.CHECKPOINT_SECONDS = 0.1
 model, corpus, folder = sys.argv[1:]
 model, utterances = xattn.load_model(model), xattn.load_corpus(corpus, language="en", split="test")
 print("ready", flush=True)
-occlusion = xattn.Occlusion(600, 600, batch_size=8, precision="float32")
+occlusion = xattn.Occlusion(600, 600, batch_size=8, precision="float32", reliability=1.0)
 xattn.explain_corpus(model, utterances, Path(folder), translate_to=["en", "it"], occlusion=occlusion)
 """
 

@@ -88,8 +88,8 @@ def test_tokens_and_words_are_the_labels(made):
     assert maps_axes[0].get_yticks().tolist() == [0, 1, 2, 3]
     assert [axes.get_title() for axes in spectrograms] == [
         "Cross-attention, CA",
-        "Input saliency, SM$^X$",
-        "Encoder saliency, SM$^H$",
+        "Input saliency, SM$^X$\nreliability 0.64",
+        "Encoder saliency, SM$^H$\nreliability 0.81",
     ]
     for axes in spectrograms:
         assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [
@@ -106,10 +106,30 @@ def test_maps_without_encoder_saliency_and_spectrogram_are_drawn(made):
     maps = made.maps()
     whole, bare = heatmaps(maps), heatmaps(maps.drop_vars(["features", "encoder_saliency"]), WORDS)
     *axes, bar = bare.axes
-    assert [axis.get_title() for axis in axes] == ["Cross-attention, CA", "Input saliency, SM$^X$"]
+    assert [axis.get_title() for axis in axes] == ["Cross-attention, CA", "Input saliency, SM$^X$\nreliability 0.64"]
     for axis, expected in zip(axes, panels(whole)[1], strict=False):
         np.testing.assert_array_equal(axis.images[0].get_array(), expected.images[0].get_array())
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["▁the", "▁dog", "▁sleep", "s"]
+
+
+@pytest.mark.parametrize(
+    ("partition", "reliability", "title"),
+    [
+        ("superpixels", 0.456, "Input saliency, SM$^X$\nreliability 0.46"),
+        ("windows", -0.1, "Input saliency, SM$^X$ of windows\nreliability -0.10"),
+        ("windows", np.nan, "Input saliency, SM$^X$ of windows"),
+    ],
+)
+def test_titles_show_the_reliability_and_whether_windows_were_hidden(made, partition, reliability, title):
+    maps = made.maps().assign_attrs(partition=partition, input_reliability=reliability)
+    found = [axes.get_title() for axes in panels(heatmaps(maps))[0]]
+    assert found == ["Cross-attention, CA", title, "Encoder saliency, SM$^H$\nreliability 0.81"]
+    bare = maps.drop_attrs(deep=False).assign_attrs(model="tiny", setting="en", utterance="made-1")
+    assert [axes.get_title() for axes in panels(heatmaps(bare))[0]] == [
+        "Cross-attention, CA",
+        "Input saliency, SM$^X$",
+        "Encoder saliency, SM$^H$",
+    ]
 
 
 def test_the_title_names_the_selection(made):
@@ -170,10 +190,10 @@ def test_a_single_token_is_drawn(made):
 def test_lines_separate_superpixels():
     figure = superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES})
     assert [axes.get_title() for axes in figure.axes] == [
-        "one, granularity 1: 6 in view",
-        "one, granularity 2: 6 in view",
-        "two, granularity 1: 2 in view",
-        "two, granularity 2: 1 in view",
+        "one, level 1: 6 in view",
+        "one, level 2: 6 in view",
+        "two, level 1: 2 in view",
+        "two, level 2: 1 in view",
     ]
     upright, flat = (lines.get_segments() for lines in figure.axes[0].collections)
     assert sorted({segment[0, 0] for segment in upright}) == [3.5, 7.5] and len(upright) == 2 * 8

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import GivenMasks
 
-from xattn.analysis.faithfulness import METRICS, area, masked_inputs, ranking, sentence_map, size
+from xattn.analysis.faithfulness import METRICS, area, masked_inputs, percentages, ranking, sentence_map, size
 from xattn.analysis.normalisation import min_max, standardise
 from xattn.attribution.estimators import UnitScores
 from xattn.attribution.occlusion import Partition, kl_divergence, occlude
@@ -300,7 +300,9 @@ def test_deletion_and_insertion_equal_the_reference(case):
 def test_areas_and_capped_word_error_rates_equal_the_reference():
     golden = fixture("G6_auc_wer")
     for name in ("rising", "random", "const100", "zero_first"):
-        assert 100 * area(golden[f"auc_{name}_scores"]) == pytest.approx(float(golden[f"auc_{name}"]), rel=1e-12)
+        assert 100 * area(golden[f"auc_{name}_scores"], percentages()) == pytest.approx(
+            float(golden[f"auc_{name}"]), rel=1e-12
+        )
     tens = area(golden["auc_step10_scores"], golden["percent10"])
     assert 100 * tens == pytest.approx(float(golden["auc_step10"]), rel=1e-12)
     references, hypotheses = golden["wer_refs"].tolist(), golden["wer_hyps"].tolist()

@@ -9,22 +9,31 @@ from pathlib import Path
 import papermill
 import pytest
 
+from reproduction import conditions as conditions_module
 from reproduction.pipeline import RELEASED_STEPS, STEPS
+from reproduction.profiles import load_profile
+from reproduction.tables import ROOT
 
-FOLDER = Path(__file__).parents[1] / "notebooks" / "paper"
+FOLDERS = [ROOT / "notebooks" / name for name in ("paper", "beyond")]
 EVERY_STEP = (*STEPS, *RELEASED_STEPS)
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-EXPECTED = {"00_overview", "10_maps", "23_heads_and_layers", "30_heatmaps"}
+NOTEBOOKS = [path for folder in FOLDERS for path in sorted(folder.glob("*.ipynb"))]
+EXPECTED = {"00_overview", "10_maps", "23_heads_and_layers", "30_heatmaps", "40_agreement", "41_sanity"}
 ABSOLUTE = re.compile(r"""["'(=\s](/(home|root|work|tmp|mnt|data|Users|scratch)\b|[A-Za-z]:\\|~/)""")
 LONGEST = 15  # lines of a code cell; the parameters, one a line, may be more
 # Parameters that only a reader sets.
-FOR_READERS = {"23_heads_and_layers": {"reduction"}, "30_heatmaps": {"utterance"}, "90_findings": {"reference"}}
-# Names of the interface before the package was split; columns of tables still say setting, pair and source.
+FOR_READERS = {"23_heads_and_layers": {"reduction"}, "30_heatmaps": {"utterance"}}
+MAKES_MAPS = {"10_maps": "figures/lab/maps", "11_released": "figures/released/maps"}
+# Names of the interface before the package was split.
 OLD_NAMES = {
     *("pairs", "pair", "settings", "setting", "source", "interop", "compare"),
     *("load_all", "correlations", "few_against_all", "spoken_tokens", "frame_wise", "mean_std", "spread", "written"),
     *("sources_of", "saliency_on_steps", "together", "expand", "with_means", "labelled", "explain_targets", "cost"),
+    *("goals_reached", "convergence_intervals", "correlation_with_noise", "correlations_of_pyramids"),
+    *("corrected_for_noise", "map_reliability", "noise_ceiling", "PERCENT", "RESAMPLES"),
 }
+# Columns and parameters that have other names now; maps keep the attribute setting.
+OLD_COLUMNS = {"setting", "source", "pair", "perturbations", "bias", "ceiling", "corrected", "pyramid"}
+ATTRIBUTES_OF_MAPS = {"10_maps": {"setting"}, "30_heatmaps": {"setting"}}
 
 
 def cells(path: Path, kind: str) -> list[dict]:
@@ -66,11 +75,51 @@ def test_its_parameters_are_literals_one_a_line(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_as_it_is_it_needs_10_maps_alone_and_leaves_the_figures_of_profiles_alone(path):
+def test_run_as_it_is_it_leaves_the_figures_of_profiles_alone(path):
     parameters = papermill.inspect_notebook(str(path))
-    folders = {ast.literal_eval(parameters[name]["default"]) for name in ("output", "maps") if name in parameters}
-    assert folders and folders <= {"figures/lab", "figures/lab/maps", "figures/released/maps"}
-    assert "conditions" not in parameters or ast.literal_eval(parameters["conditions"]["default"]) == ["base/en"]
+    defaults = {name: ast.literal_eval(each["default"]) for name, each in parameters.items()}
+    assert {"output", "maps"} & set(defaults)
+    assert defaults.get("output", "figures/lab") == "figures/lab"
+    assert defaults.get("maps", "") == MAKES_MAPS.get(path.stem, "")
+    assert defaults.get("conditions", ["base/en"]) == ["base/en"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_as_it_is_it_finds_or_makes_its_maps(path):
+    """Its first use of `maps` is `find_maps(maps, conditions)`, whose result replaces the parameter."""
+    if path.stem in MAKES_MAPS or "maps" not in papermill.inspect_notebook(str(path)):
+        return
+    tree = code_of(path)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "find_maps"]
+    assert [ast.unparse(call) for call in calls] == ["find_maps(maps, conditions)"]
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    first, *others = sorted((node.lineno, node.col_offset) for node in loads if node.id == "maps")
+    assert (calls[0].args[0].lineno, calls[0].args[0].col_offset) == first
+    assert not others or "maps = find_maps(maps, conditions)" in map(ast.unparse, tree.body)
+
+
+@pytest.mark.parametrize("name", ["23_heads_and_layers", "24_models_and_tasks", "25_context_mixing", "90_findings"])
+def test_opened_by_hand_it_explains_a_few_utterances_once(
+    name, tiny_folder, corpus_folder, tmp_path, monkeypatch, capsys
+):
+    """Its code, in an empty folder, with a tiny model and few masks in place of the default profile's."""
+    (tmp_path / "base").symlink_to(tiny_folder)
+    few = {"input_masks": 60, "encoder_masks": 60, "precision": "float32"}
+    own = {"models": {"base": str(tmp_path / "base")}, "data": str(corpus_folder)}
+    mini = load_profile(ROOT / "notebooks" / "profiles" / "mini.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(conditions_module, "load_profile", lambda path: mini | own | few)
+    (path,) = (path for path in NOTEBOOKS if path.stem == name)
+    run = compile(code_of(path), name, "exec")
+    exec(run, {"display": print})
+    printed = capsys.readouterr().out
+    assert "Maps: figures/lab/maps (8 utterances; `make reproduce` makes more)" in printed
+    assert "2/2 en-test-1: explained" in printed
+    assert sorted(file.name for file in tmp_path.glob("figures/*")) == ["lab"]
+    written = {file.suffix for file in tmp_path.glob("figures/lab/*.*")}
+    assert ".csv" in written and (name == "90_findings" or written == {".csv", ".md", ".png"})
+    exec(run, {"display": print})
+    assert "explained" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -112,6 +161,17 @@ def test_its_code_knows_only_names_that_exist(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_code_has_no_old_column(path):
+    tree, allowed = code_of(path), ATTRIBUTES_OF_MAPS.get(path.stem, set())
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    found = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    found += [node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    found += [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    found += [word for text in texts for word in re.findall(r"\w+", text)]
+    assert OLD_COLUMNS & set(found) <= allowed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_it_takes_from_modules_exists(path):
     """Every `module.name` in its code, for the modules that it imports from this repository."""
     tree = code_of(path)
@@ -121,7 +181,7 @@ def test_what_it_takes_from_modules_exists(path):
             modules |= {
                 alias.name: importlib.import_module(f"{node.module}.{alias.name}")
                 for alias in node.names
-                if (Path(__file__).parents[1] / node.module / f"{alias.name}.py").is_file()
+                if (ROOT / node.module / f"{alias.name}.py").is_file()
             }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
@@ -138,15 +198,24 @@ def test_it_names_no_path_of_a_machine(path):
 def test_its_links_lead_to_notebooks(path):
     for cell in cells(path, "markdown"):
         for target in re.findall(r"\]\(([^)]*\.ipynb)\)", cell["source"]):
-            assert (path.parent / target).is_file(), target
+            assert (path.parent / target).resolve() in NOTEBOOKS, target
         for name in re.findall(r"`(\d\d_\w+)`", cell["source"]):
-            assert (path.parent / f"{name}.ipynb").is_file(), name
+            assert any((folder / f"{name}.ipynb").is_file() for folder in FOLDERS), name
+
+
+def test_the_overview_lists_every_notebook():
+    text = "\n".join(cell["source"] for cell in cells(FOLDERS[0] / "00_overview.ipynb", "markdown"))
+    listed = re.findall(r"^\| \[(\w+)\]\(([^)]*)\)", text, re.MULTILINE)
+    targets = [(FOLDERS[0] / target).resolve() for _, target in listed]
+    assert [target.stem for target in targets] == [name for name, _ in listed]
+    assert sorted(targets) == sorted(path for path in NOTEBOOKS if path.stem != "00_overview")
 
 
 @pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: step.notebook)
 def test_its_parameters_are_those_that_its_step_passes(step):
-    declared = set(papermill.inspect_notebook(str(FOLDER / f"{step.notebook}.ipynb")))
+    path = ROOT / "notebooks" / step.folder / f"{step.notebook}.ipynb"
+    declared = set(papermill.inspect_notebook(str(path)))
     passed = set(step.parameters)
     assert passed <= declared
     left = declared - passed - FOR_READERS.get(step.notebook, set())
-    assert left <= ({"split", "device"} if step in RELEASED_STEPS else set()), left
+    assert left <= ({"split", "device", "deletion_step"} if step in RELEASED_STEPS else set()), left

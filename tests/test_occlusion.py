@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GivenMasks, listed
+from conftest import Clock, GivenMasks, listed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -288,13 +288,43 @@ def test_occlusion_stops_when_there_are_enough_perturbations_whatever_the_batch_
         return len(scores) >= 300
 
     found = occlude(score, masks, batch_size=64, enough=enough)
-    assert asked == [200, 250, 312] and len(found) == 312
-    np.testing.assert_allclose(found, everything[:312], rtol=1e-5)
-    resumed = occlude(score, masks, batch_size=7, enough=enough, done=everything[:500])
-    assert np.array_equal(resumed, everything[:312]) and asked[3:] == [200, 250, 312]
+    assert asked == [60, 90, 135, 202, 303] and len(found) == 303
+    np.testing.assert_allclose(found, everything[:303], rtol=1e-5)
+    for done in (80, 303, 500):
+        asked.clear()
+        resumed = occlude(score, masks, batch_size=7, enough=enough, done=everything[:done])
+        np.testing.assert_allclose(resumed, everything[:303], rtol=1e-5)
+        assert asked == [60, 90, 135, 202, 303]
     asked.clear()
     assert len(occlude(score, masks, batch_size=64, enough=lambda scores: asked.append(len(scores)))) == 1000
-    assert asked == [200, 250, 312, 390, 487, 608, 760, 950]
+    assert asked == [60, 90, 135, 202, 303, 454, 681]
+
+
+@pytest.mark.parametrize(("seconds", "number"), [(-5, 10), (0, 10), (9.5, 10), (10.5, 20), (84, 90), (1e9, 100)])
+def test_occlusion_stops_at_a_given_time_but_not_before_one_batch(monkeypatch, seconds, number):
+    clock, score = Clock(), linear_score(GRID)
+    monkeypatch.setattr(occlusion, "time", clock)
+    masks = Masks(Partition.of(LEVELS), 100, 0.5, 0, "late")
+    found = occlude(clock.slow(score), masks, batch_size=10, until=1000.0 + seconds)
+    assert len(found) == number and clock.now == 1000 + number
+    np.testing.assert_allclose(found, occlude(score, masks, batch_size=64)[:number], rtol=1e-5)
+
+
+def test_a_time_limit_and_a_check_of_the_scores_can_be_combined(monkeypatch):
+    clock, score, asked = Clock(), linear_score(GRID), []
+    monkeypatch.setattr(occlusion, "time", clock)
+    masks = Masks(Partition.of(LEVELS), 1000, 0.5, 0, "late")
+
+    def enough(scores):
+        asked.append(len(scores))
+        return len(scores) >= 90
+
+    limits = {"batch_size": 16, "enough": enough}
+    assert len(occlude(clock.slow(score), masks, until=clock.now + 70, **limits)) == 76  # batches 48, 60, 76
+    assert asked == [60]
+    assert len(occlude(clock.slow(score), masks, until=clock.now + 200, **limits)) == 90
+    assert asked == [60, 60, 90]
+    assert len(occlude(clock.slow(score), masks, until=clock.now + 70, **limits, done=np.zeros((89, 3)))) == 90
 
 
 def test_progress_and_checkpoints_report_all_scores_so_far(monkeypatch):

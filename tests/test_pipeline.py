@@ -19,6 +19,7 @@ from reproduction.pipeline import (
     NotebookFailed,
     Step,
     check_parameters,
+    comparison,
     execute_all,
     plan,
     run,
@@ -43,7 +44,8 @@ PROFILE = {
     "precision": "auto",
     "estimator": "mean",
     "reliability": 1.0,
-    "pyramid": "published",
+    "partition": "superpixels",
+    "deletion_step": 10,
     "device": "cpu",
 }
 MAPS = Step("10_maps", ("maps", "model", "directions", "seed"), ("maps/base.txt",), per_language=True)
@@ -134,6 +136,7 @@ def test_only_what_changed_runs_again(root, capfd):
         "seed": 3,
     }
     assert facts["steps"]["20_table"]["seconds"] > 0
+    assert facts["precision"] in ("float32", "bfloat16") and facts["threads"] >= 1 and facts["processor"]
     # sha256sum of the table above
     assert facts["tables"] == {"20_table.csv": "06b48e31fe6e089f3f33dc0e7612d929dca03e8856bf2d9147d99a8c7c8c5ce5"}
 
@@ -335,6 +338,13 @@ def test_undeclared_parameter_is_an_error_before_anything_runs(root):
         ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
         ({"models": {"base": "a/b/base"}}, "the folder 'a/b/base' of models: base does not exist; put it there"),
         ({"precision": "half"}, "There is no precision 'half': choose one of auto, float32, bfloat16"),
+        ({"partition": "published"}, "There is no partition 'published': choose one of superpixels, spread, windows"),
+        ({"pyramid": "published"}, "the key 'pyramid' is unknown; a profile has exactly profile, data, models"),
+        ({"deletion_step": 7}, "The step of a deletion curve is 7: give a whole number that divides 100"),
+        ({"deletion_step": 0}, "The step of a deletion curve is 0: give a whole number that divides 100"),
+        ({"deletion_step": 2.5}, "deletion_step must be of type int, not 2.5"),
+        ({"reference": 3}, "reference must be of type str, not 3"),
+        ({"reference": None, "seeds": 1}, "and can have optional, reference"),
         ({"models": {"base": "models/small"}}, "models: base must have the name of its folder, 'models/small'"),
         ({"directions": {"bass": ["en"]}}, "models and directions must name the same models"),
         ({"directions": {"base": [False]}}, "base must list directions such as en or en-it, each once"),
@@ -426,14 +436,14 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     profile = load_profile(write_profile(root, RELEASED))
     assert profile["models"] == {"base": "files/base", "small": "files/small"}
     names = ["11_released", "22_quality", "21_reduction", "23_heads_and_layers", "24_models_and_tasks"]
-    names += ["30_heatmaps", "90_findings"]
+    names += ["30_heatmaps", "40_agreement", "90_findings"]
     assert [step.notebook for step in steps_of(profile, root)] == names
     for folder in ("files/base/en", "files/small/en-it"):
         (root / folder).mkdir(parents=True)
         assert [step.notebook for step in steps_of(profile, root)] == names  # SM^H must exist for all conditions
         (root / folder / "encoder_saliency.h5").touch()
     assert [step.notebook for step in steps_of(profile, root)] == [*names[:5], "25_context_mixing", *names[5:]]
-    assert not any({"split", "device"} & set(step.parameters) for step in RELEASED_STEPS)
+    assert not any({"split", "device", "deletion_step"} & set(step.parameters) for step in RELEASED_STEPS)
     needs = {step.notebook: step.needs for step in RELEASED_STEPS}
     assert needs.pop("11_released") == () and needs.pop("90_findings") == ("11_released", "21_reduction")
     assert set(needs.values()) == {("11_released",)}
@@ -465,6 +475,8 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
         ({"subsampling": "4"}, "subsampling must be of type int, not '4'"),
         ({"subsampling": 0}, "subsampling must be at least 1, not 0"),
         ({"optional": []}, "'optional' is unknown; a profile has exactly profile, data, released, directions, and can"),
+        ({"deletion_step": 5}, "'deletion_step' is unknown; a profile has exactly profile, data, released, directions"),
+        ({"reference": []}, "reference must be of type str, not []"),
         ({}, "the folder 'files/base' of models: base does not exist; put it there"),
     ],
 )
@@ -498,6 +510,13 @@ def test_committed_profiles_are_valid(path):
     if path.stem in ("full", "paper"):
         assert profile["input_masks"] == profile["encoder_masks"] == 20_000
         assert (profile["input_p"], profile["encoder_p"]) == (0.5, 0.7)
+        assert profile["deletion_step"] == 5
+    if path.stem != "released":
+        assert (profile["partition"], profile["reliability"]) == ("superpixels", 1.0)  # the paper's
+    if profile["reference"]:
+        assert path.stem in ("smoke", "mini") and profile["reference"] == "figures/full"
+        reference = load_profile(path.with_name("full.yaml"))
+        assert profile["models"].items() <= reference["models"].items()
 
 
 @pytest.mark.parametrize("name", ["smoke", "full"])
@@ -505,7 +524,8 @@ def test_dry_run_estimates_the_cost_of_every_step_that_makes_maps(name, monkeypa
     calls = []
 
     def estimate_cost(model, corpus, directions, occlusion):
-        calls.append((model, [u.language for u in corpus], directions, occlusion.pyramid, occlusion.input_masks))
+        masks = occlusion.input_masks, occlusion.encoder_masks
+        calls.append((model, [u.language for u in corpus], directions, occlusion.partition, *masks))
         return 1800.0, 5e8
 
     monkeypatch.setattr("reproduction.pipeline.load_model", lambda folder, device: (folder, device))
@@ -519,16 +539,20 @@ def test_dry_run_estimates_the_cost_of_every_step_that_makes_maps(name, monkeypa
         for model, directions in profile["directions"].items()
         for language in dict.fromkeys(each[:2] for each in directions)
     }
-    number, masks = profile["utterances"], profile["input_masks"]
+    number, masks = profile["utterances"], (profile["input_masks"], profile["encoder_masks"])
     expected = [
-        ((f"data/models/{model}", "cpu"), [language] * number, directions, "published", masks)
+        ((f"data/models/{model}", "cpu"), [language] * number, directions, "superpixels", *masks)
         for (model, language), directions in jobs.items()
     ]
-    expected.append((("data/models/base", "cpu"), ["en"] * number, ["en"], "spread", masks))
-    assert calls == expected and len(calls) == {"smoke": 3, "full": 6}[name]
+    *maps, partitions = calls
+    assert maps == expected and len(maps) == {"smoke": 2, "full": 5}[name]
+    # Of the two other partitions, one is timed; they have few masks in the encoder and at most 8 utterances.
+    assert partitions[:3] == (("data/models/base", "cpu"), ["en"] * min(8, number), ["en"])
+    assert partitions[3] in ("spread", "windows") and partitions[4:] == (masks[0], 12)
     assert printed.count("stale ") == len(STEPS) + len(jobs) - 1
-    assert printed.count(": about 30.0 min and 500 MB\n") == len(calls)
-    hours = f"{len(calls) / 2:.1f}"  # half an hour and half a GB each
+    assert printed.count(": about 30.0 min and 500 MB\n") == len(maps)
+    assert printed.count("stale    29_partitions (not run yet): about 60.0 min and 1000 MB\n") == 1
+    hours = f"{len(maps) / 2 + 1:.1f}"  # half an hour and half a GB for each step of maps
     assert printed.endswith(f"All maps together: about {hours} h and at most {hours} GB.\n")
 
 
@@ -544,3 +568,92 @@ def test_steps_come_after_those_they_need():
     names = [step.notebook for step in STEPS]
     assert len(set(names)) == len(names) > 0
     assert all(need in names[:i] for i, step in enumerate(STEPS) for need in (*step.needs, *step.after))
+
+
+def test_steps_can_have_notebooks_in_another_folder(root):
+    (root / "notebooks/beyond").mkdir()
+    write_notebook(root / "notebooks/beyond/40_other.ipynb", ['output = ""', "print(output)"])
+    (job,) = plan(PROFILE, root, (Step("40_other", ("output",), (), folder="beyond"),))
+    assert job.source == root / "notebooks/beyond/40_other.ipynb"
+    assert job.copy == root / "figures/tiny/notebooks/40_other.ipynb"
+    check_parameters(job)
+    with pytest.raises(FileNotFoundError, match=r"notebooks/paper/40_other.ipynb of a step does not exist"):
+        plan(PROFILE, root, (Step("40_other", ("output",), ()),))
+
+
+MIXING = """model,direction,saliency,layer,rho,reported
+base,en,input,1,0.1,0.15
+base,en,input,mean,0.4,{x}
+base,en,encoder,mean,0.5,{h}
+base,en,difference,mean,0.1,0.1
+"""
+JUDGED = """finding,where,statistic,value,reliability,verdict
+a,base/en,s,0.1,0.8,{a}
+b,base/en,s,0.1,0.8,{b}
+c,base/en,s,0.1,0.8,holds
+"""
+
+
+def write_results(folder, x=0.5, h=0.6, a="holds", b="holds"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tab5.csv").write_text(MIXING.format(x=x, h=h))
+    (folder / "findings.csv").write_text(JUDGED.format(a=a, b=b))
+
+
+def test_results_are_compared_with_those_of_a_longer_run(tmp_path):
+    write_results(tmp_path / "figures/tiny", x=0.47, h="", a="too noisy", b="holds")
+    write_results(tmp_path / "figures/full", a="holds", b="does not hold")
+    lines = comparison(tmp_path / "figures/tiny", tmp_path / "figures/full", tmp_path).splitlines()
+    assert lines[0] == "Compared with figures/full:"
+    assert [line.split() for line in lines[1:4]] == [
+        ["model", "direction", "saliency", "reported", "reference", "difference"],
+        ["base", "en", "input", "0.47", "0.5", "-0.03"],
+        ["base", "en", "encoder", "NaN", "0.6", "NaN"],
+    ]
+    assert lines[4:] == [
+        "Largest difference of a reported rho: 0.030; too noisy: 1 of 2.",
+        "Verdicts: 3 in both, 2 differ, 1 contradict.",
+    ]
+
+
+@pytest.mark.parametrize("reference", ["", "figures/full", "figures/missing"])
+def test_a_run_ends_with_the_comparison_if_there_is_a_reference(root, capsys, monkeypatch, reference):
+    def execute(job, root):
+        for file in (job.copy, *job.outputs):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"metadata": {"xattn": {"inputs": job.inputs, "seconds": 1.0}}}))
+        write_results(root / "figures/tiny", x=0.47)
+        return 1.0
+
+    monkeypatch.setattr("reproduction.pipeline.execute", execute)
+    write_results(root / "figures/full")
+    path = write_profile(root, PROFILE | {"reference": reference})
+    run(path, root=root, steps=STEPS_HERE)
+    printed = capsys.readouterr().out
+    assert "  figures/tiny/20_table.csv\n" in printed
+    end = "Compared with figures/full:", "Verdicts: 3 in both, 0 differ, 0 contradict.\n"
+    found = printed[printed.index("  figures/tiny/20_table.csv") :]
+    assert (end[0] in found and found.endswith(end[1])) == (reference == "figures/full")
+    assert reference == "figures/full" or "Compared" not in printed
+
+
+def test_findings_get_the_reference_of_their_profile(root):
+    shutil.copy(ROOT / "notebooks/paper/90_findings.ipynb", root / "notebooks/paper")
+    step = replace(next(step for step in STEPS if step.notebook == "90_findings"), needs=(), after=())
+    for reference in ("figures/full", ""):
+        profile = load_profile(write_profile(root, PROFILE | {"reference": reference}))
+        (job,) = plan(profile, root, (step,))
+        assert job.parameters["reference"] == reference
+        check_parameters(job)
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini"])
+def test_committed_tables_are_those_that_the_steps_write(name):
+    folder = ROOT / "figures" / name
+    written = {file for step in STEPS for file in step.outputs if file.endswith(".csv")}
+    assert {path.name for path in folder.glob("*.csv")} == written
+    for path in folder.glob("*.csv"):
+        columns = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+        assert not {"setting", "source", "pair", "perturbations", "ceiling", "corrected"} & set(columns), path
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["tables"].keys() == written and {"precision", "processor", "threads"} <= facts.keys()

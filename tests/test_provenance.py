@@ -1,11 +1,17 @@
 """Hashes of files, values and code: what they depend on, and what they ignore on purpose."""
 
+import json
 import os
+import platform
 import shutil
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from reproduction.provenance import cells, digest_code, digest_files, used_model, versions
+from reproduction.provenance import cells, digest_code, digest_files, processor, provenance, used_model, versions
 from reproduction.tables import ROOT
 from xattn.files import hash_file, hash_value
 
@@ -182,3 +188,67 @@ def test_versions_are_those_of_the_packages_that_a_run_can_use():
     found = versions()
     assert found["numpy"] and {"torch", "papermill"} <= found.keys() and len(found) > 15
     assert not {"pytest", "dask", "espeakng-loader"} & found.keys()
+
+
+def test_processor_has_the_name_that_the_system_gives_it(monkeypatch):
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    assert processor(torch.device("cpu")) in (names or {platform.processor()})
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "processor : 0\nmodel name\t: Xeon 3 GHz\nflags :\n")
+    assert processor(torch.device("cpu")) == "Xeon 3 GHz"
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "processor : 0\n")
+    assert processor(torch.device("cpu")) == platform.processor()
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device.index}")
+    assert processor(torch.device("cuda:1")) == "GPU 1"
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A repository after a run of one notebook, as (profile, jobs, root)."""
+    source, copy, table = (tmp_path / name for name in ("20_table.ipynb", "copy.ipynb", "20_table.csv"))
+    cell = {"cell_type": "code", "source": ["rho = 1"]}
+    source.write_text(json.dumps({"cells": [cell]}))
+    copy.write_text(json.dumps({"metadata": {"xattn": {"inputs": "hash", "seconds": 2.5}}}))
+    table.write_text("rho\n1\n")
+    for name in ("data/manifest.csv", "models/base/weights"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    job = SimpleNamespace(name="20_table", source=source, copy=copy, outputs=[table], parameters={"seed": 3})
+    profile = {"data": "data", "models": {"base": "models/base"}, "not_run": ["big"], "device": "cpu"}
+    return profile, [job], tmp_path
+
+
+def test_record_of_a_run(finished):
+    profile, jobs, root = finished
+    facts = provenance(profile, jobs, root)
+    assert facts["tables"] == {"20_table.csv": hash_file(root / "20_table.csv")}
+    assert facts["models"] == {"base": digest_files(root / "models/base", "**/*"), "big": "not run"}
+    assert facts["data"] == digest_files(root / "data", "*")
+    assert facts["notebooks"] == {"20_table.ipynb": hash_value([("code", "rho = 1")])}
+    assert facts["steps"] == {"20_table": {"parameters": {"seed": 3}, "seconds": 2.5}}
+    assert facts["processor"] == processor(torch.device("cpu")) and facts["packages"] == versions()
+    assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_bfloat16", "used"),
+    [
+        *(("bfloat16", True, "bfloat16"), ("bfloat16", False, "float32"), ("auto", True, "bfloat16")),
+        *(("auto", False, "float32"), ("float32", True, "float32"), (None, True, "")),
+    ],
+)
+def test_precision_is_recorded_as_it_was_used(finished, monkeypatch, asked, has_bfloat16, used):
+    profile, jobs, root = finished
+    module = import_module("xattn.explain")  # the package's attribute of this name is a function
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: device.type == "cpu" and has_bfloat16)
+    facts = provenance(profile | ({"precision": asked} if asked else {}), jobs, root)
+    assert facts["precision"] == used
+
+
+def test_threads_are_those_of_each_notebook(finished, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert provenance(*finished)["threads"] == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert provenance(*finished)["threads"] == 7

@@ -12,10 +12,21 @@ import sacrebleu
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.integrate import trapezoid
 
-from xattn.analysis.faithfulness import PERCENT, areas
-from xattn.analysis.quality import bleu, chrf, comet, normalise, quality_table, transcribe, wer, word_error_rate
+from xattn.analysis.faithfulness import areas, percentages
+from xattn.analysis.quality import (
+    bleu,
+    chrf,
+    comet,
+    normalise,
+    quality_table,
+    score_interval,
+    transcribe,
+    wer,
+    word_error_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +78,7 @@ def test_table_scores_only_utterances_with_words(model, utterances, capsys):
     assert "1 of 3 references" in capsys.readouterr().out
     expected = quality_table(model, utterances, "en").set_index("metric").loc["WER"]
     assert table.n == 2 and table.equals(expected) and capsys.readouterr().out == ""
-    assert quality_table(model, [*utterances, applause], "en-it").n.tolist() == [3, 3]
+    assert quality_table(model, [*utterances, applause], "en-it").n.tolist() == [3, 3, 3]
 
 
 def test_only_one_batch_of_features_is_on_the_device(model, utterances, monkeypatch):
@@ -125,41 +136,98 @@ def test_score_of_drawn_counts_is_the_score_of_their_texts(pairs, data):
         assert metric.score(counts[rows]) == pytest.approx(oracle)
 
 
-REFERENCES = ("a dog", "the cat sleeps", "yes", "we see the bird", "no", "the end")
-HYPOTHESES = ("a dog", "the cat", "no", "we see", "no", "an end")
+REFERENCES = ("a dog", "the cat sleeps in the house", "yes", "we see the bird in a tree", "no", "the end")
+HYPOTHESES = ("a dog", "the cat sleeps in", "no", "we see the bird in tree", "no", "an end")
 
 
-def interval_of_200_resamples(score):
-    """The 95 % interval of score(references, hypotheses) over 200 bootstrap resamples, drawn with seed 0."""
-    samples = np.random.default_rng(0).integers(len(REFERENCES), size=(200, len(REFERENCES)))
-    return np.percentile(
-        [score([REFERENCES[row] for row in rows], [HYPOTHESES[row] for row in rows]) for rows in samples], [2.5, 97.5]
+def jackknife(score):
+    """score(references, hypotheses) of all pairs, and Student's margin of its pseudo-values."""
+    pairs, n = list(zip(REFERENCES, HYPOTHESES, strict=True)), len(REFERENCES)
+    value = score(*map(list, zip(*pairs, strict=True)))
+    others = [score(*map(list, zip(*pairs[:row], *pairs[row + 1 :], strict=True))) for row in range(n)]
+    pseudo_values = [n * value - (n - 1) * other for other in others]
+    return value, np.ptp(stats.ttest_1samp(pseudo_values, 0).confidence_interval()) / 2
+
+
+@pytest.fixture
+def table_of_texts(model, utterances, monkeypatch):
+    """The table of a direction for utterances with REFERENCES, of which the model makes HYPOTHESES."""
+    monkeypatch.setattr("xattn.analysis.quality.transcribe", lambda *_: list(HYPOTHESES))
+    spoken = [
+        replace(utterances[0], id=str(row), transcript=text, translation=text) for row, text in enumerate(REFERENCES)
+    ]
+    return lambda direction: quality_table(model, spoken, direction).set_index("metric")
+
+
+def test_a_word_error_rate_has_the_jackknife_interval_of_its_logarithm(table_of_texts):
+    row = table_of_texts("en").loc["WER"]
+    words = sum(len(text.split()) for text in REFERENCES)
+    assert row.value == pytest.approx(100 * 5 / words)
+
+    def log_rate(references, hypotheses):
+        words = sum(len(text.split()) for text in references)
+        return np.log(jiwer.wer(references, hypotheses) + 0.5 / words)
+
+    value, margin = jackknife(log_rate)
+    assert (row.low, row.high) == pytest.approx((100 * np.exp(value - margin), 100 * np.exp(value + margin)))
+    assert 0 < row.low < row.value < row.high and row.n == 6
+
+
+@pytest.mark.parametrize(
+    ("metric", "oracle"),
+    [
+        ("BLEU", lambda references, hypotheses: sacrebleu.corpus_bleu(hypotheses, [references]).score),
+        ("chrF", lambda references, hypotheses: sacrebleu.corpus_chrf(hypotheses, [references]).score),
+    ],
+)
+def test_translation_scores_have_the_jackknife_interval(table_of_texts, metric, oracle):
+    row = table_of_texts("en-it").loc[metric]
+    value, margin = jackknife(oracle)
+    assert (row.low, row.value, row.high) == pytest.approx((value - margin, value, value + margin))
+    assert margin > 5
+    assert score_interval({"BLEU": bleu, "chrF": chrf}[metric], REFERENCES, HYPOTHESES) == pytest.approx(
+        (value, value - margin, value + margin)
     )
 
 
-def test_quality_interval_comes_from_200_resamples(model, utterances, monkeypatch):
-    spoken = [replace(utterances[0], id=str(row), transcript=text) for row, text in enumerate(REFERENCES)]
-    monkeypatch.setattr("xattn.analysis.quality.transcribe", lambda *_: list(HYPOTHESES))
-    table = quality_table(model, spoken, "en")
-    expected = interval_of_200_resamples(lambda *texts: 100 * jiwer.wer(*map(list, texts)))
-    assert table[["low", "high"]].values[0] == pytest.approx(expected)
+def test_tables_name_the_direction(table_of_texts):
+    for direction in ("en", "en-it"):
+        table = table_of_texts(direction).reset_index()
+        assert table.columns.tolist() == ["metric", "model", "direction", "value", "low", "high", "n"]
+        assert set(table.direction) == {direction} and set(table.model) == {"tiny"}
 
 
-def test_deletion_interval_comes_from_200_resamples():
+def test_comet_has_a_row_whether_or_not_it_is_installed(table_of_texts, monkeypatch):
+    segments = [0.9, 0.7, 0.2, 0.6, 0.8, 0.4]
+    for installed in (False, True):
+        monkeypatch.setattr("xattn.analysis.quality.comet", lambda *_, found=installed: segments if found else None)
+        table = table_of_texts("en-it")
+        assert table.index.tolist() == ["BLEU", "chrF", "COMET"]
+        assert table_of_texts("en").index.tolist() == ["WER"]
+        expected = stats.ttest_1samp(segments, 0).confidence_interval() if installed else (np.nan, np.nan)
+        found = table.loc["COMET", ["low", "high", "value"]].tolist()
+        assert found == pytest.approx([*expected, 0.6 if installed else np.nan], nan_ok=True)
+        assert np.isfinite(table.drop("COMET")[["value", "low", "high"]].to_numpy(float)).all()
+
+
+def test_a_deletion_area_has_the_jackknife_interval():
     """Hypotheses stay as they are up to 40 % of deleted cells and are empty from 45 % on."""
+    percent = percentages()
     rows = [
-        (str(row), "CA", percent, reference, hypothesis if percent <= 40 else "")
+        (str(row), "CA", np.nan, each, reference, hypothesis if each <= 40 else "")
         for row, (reference, hypothesis) in enumerate(zip(REFERENCES, HYPOTHESES, strict=True))
-        for percent in PERCENT
+        for each in percent
     ]
-    curves = pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+    curves = pd.DataFrame(rows, columns=["utterance", "map", "reliability", "percent", "reference", "hypothesis"])
 
     def area(references, hypotheses):
         words = min(100.0, 100 * jiwer.wer(references, hypotheses))
-        return trapezoid(np.where(PERCENT <= 40, words, 100.0), PERCENT) / 100
+        return trapezoid(np.where(percent <= 40, words, 100.0), percent) / 100
 
+    value, margin = jackknife(area)
     _, summary = areas(curves, "corpus-capped WER", "en")
-    assert summary[["low", "high"]].values[0] == pytest.approx(interval_of_200_resamples(area))
+    assert summary[["low", "area", "high"]].values[0] == pytest.approx([value - margin, value, value + margin])
+    assert margin > 5
 
 
 COMET_SCORE = """#!{python}

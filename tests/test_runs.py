@@ -54,6 +54,23 @@ def test_corpus_is_explained_and_stored_once(model, utterances, tmp_path, capsys
         explain_corpus(Untouchable(model), utterances, tmp_path, occlusion=replace(SMALL, seed=1))
 
 
+def test_a_corpus_is_explained_without_a_time_limit(model, utterances, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(runs, "explain_into", lambda *_, occlusion, **options: used.append(occlusion) or ({}, ""))
+    explain_corpus(model, utterances, tmp_path)
+    assert used == [Occlusion().on(model.device)] * 2 and used[0].seconds is None
+
+
+def test_a_direction_without_references_is_explained(model, utterances, tmp_path):
+    german = [replace(utterances[0], target_language="de"), utterances[1]]
+    explain_corpus(model, german, tmp_path, translate_to=["en", "it"], occlusion=SMALL)
+    found = {each: [maps.reference for maps in load_maps(tmp_path, "tiny", each)] for each in ("en", "en-it")}
+    assert found == {
+        "en": [utterance.transcript for utterance in utterances],
+        "en-it": ["", utterances[1].translation],
+    }
+
+
 def test_interrupted_corpus_resumes(model, utterances, tmp_path, capsys, monkeypatch):
     explain_corpus(model, utterances[:1], tmp_path, occlusion=SMALL)
     first = next((tmp_path / "tiny" / "en").glob("*.zarr.zip"))
@@ -66,8 +83,8 @@ def test_interrupted_corpus_resumes(model, utterances, tmp_path, capsys, monkeyp
 
 
 def test_estimated_size_is_that_of_the_stored_maps(model, utterances):
-    few = replace(SMALL, input_masks=50, encoder_masks=50)
-    many = replace(SMALL, input_masks=5000, encoder_masks=5000)
+    few = replace(SMALL, input_masks=50, encoder_masks=50, batch_size=10)
+    many = replace(few, input_masks=5000, encoder_masks=5000)
     sizes = []
     for occlusion in (few, many):
         seconds, size = estimate_cost(model, utterances, ["en", "en-it"], occlusion)
@@ -79,6 +96,13 @@ def test_estimated_size_is_that_of_the_stored_maps(model, utterances):
     assert sizes[0] == pytest.approx(stored * share)
     tokens = sum(maps.sizes["token"] for maps in both)
     assert sizes[1] - sizes[0] == pytest.approx(2 * 4950 * tokens * 4 * share)
+
+
+def test_estimates_count_all_masks_even_if_a_run_could_stop_early(model, utterances, monkeypatch):
+    calls = counted(model, monkeypatch, "encode")
+    occlusion = replace(SMALL, batch_size=30, reliability=0.0, seconds=1e-6)
+    estimate_cost(model, utterances, ["en"], occlusion)
+    assert calls == [1, 30, 1, 30, 1, 30, 30, 30, 1, 30]
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 5, 7])

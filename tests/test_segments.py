@@ -1,7 +1,13 @@
+"""Superpixels and windows of time: sizes, shapes and names of the partitions of a spectrogram."""
+
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xattn.attribution.segments import same_segment, segment_numbers, slic_pyramid
+from xattn.attribution.segments import PARTITIONS, partition, same_segment, segment_numbers, slic_pyramid
 
 
 def noise(frames, seed=0):
@@ -32,7 +38,7 @@ def test_the_first_two_levels_are_equal_up_to_the_threshold(frames):
 
 
 @pytest.mark.parametrize("frames", [61, 300, 750, 900])
-def test_levels_of_the_spread_pyramid_differ(frames):
+def test_levels_of_the_spread_superpixels_differ(frames):
     found = [level.max() + 1 for level in slic_pyramid(noise(frames), pyramid="spread")]
     assert found[0] > 1.8 * found[1] > 2.7 * found[2]
 
@@ -54,9 +60,43 @@ def test_sigma_changes_the_segments():
     assert not np.array_equal(slic_pyramid(noise(60)), slic_pyramid(noise(60), sigma=1.0))
 
 
-def test_a_constant_spectrogram_raises():
-    with pytest.raises(ValueError, match="same value in every cell: give a recording that is not silent"):
-        slic_pyramid(np.full((50, 80), 0.3, dtype=np.float32))
+def test_a_partition_is_chosen_by_its_name():
+    features = noise(61)
+    assert PARTITIONS == ("superpixels", "spread", "windows")
+    found = {kind: partition(features, kind, 0.01) for kind in PARTITIONS}
+    assert np.array_equal(found["superpixels"], slic_pyramid(features))
+    assert np.array_equal(found["spread"], slic_pyramid(features, pyramid="spread"))
+    for first, second in itertools.combinations(found.values(), 2):
+        assert first.shape == second.shape == (3, 61, 80) and not np.array_equal(first, second)
+
+
+@given(frames=st.integers(1, 200), bands=st.integers(1, 5), milliseconds=st.sampled_from([5, 10, 12.5, 15, 16, 20, 80]))
+def test_windows_are_0_1_0_2_and_0_4_seconds_of_all_bands(frames, bands, milliseconds):
+    levels = partition(np.zeros((frames, bands), dtype=np.float32), "windows", milliseconds / 1000)
+    assert levels.shape == (3, frames, bands) and levels.dtype == np.int32
+    for level, width in zip(levels, (100, 200, 400), strict=True):
+        assert (level == level[:, :1]).all()  # the same for all bands
+        numbers = level[:, 0]
+        assert numbers[0] == 0 and set(np.diff(numbers)) <= {0, 1}  # every frame has a window without gaps in time
+        *whole, last = np.bincount(numbers)
+        per_window = round(width / milliseconds)
+        assert set(whole) <= {per_window} and 1 <= last <= per_window
+
+
+def test_windows_of_known_lengths():
+    levels = partition(noise(61), "windows", 0.01)
+    assert [np.bincount(level[:, 3]).tolist() for level in levels] == [[10] * 6 + [1], [20] * 3 + [1], [40, 21]]
+    levels = partition(noise(61), "windows", 0.02)  # half as many frames a second
+    assert [np.bincount(level[:, 3]).tolist() for level in levels] == [[5] * 12 + [1], [10] * 6 + [1], [20] * 3 + [1]]
+    levels = partition(noise(3), "windows", 0.5)  # frames longer than every window
+    assert levels[:, :, 0].tolist() == [[0, 1, 2]] * 3
+
+
+def test_a_constant_spectrogram_has_windows():
+    assert partition(np.full((50, 80), 0.3, dtype=np.float32), "windows", 0.01).shape == (3, 50, 80)
+    for kind in ("superpixels", "spread"):
+        with pytest.raises(ValueError, match="same value in every cell: give a recording that is not silent"):
+            partition(np.full((50, 80), 0.3, dtype=np.float32), kind, 0.01)
 
 
 def test_neighbours_in_the_same_segment_are_found():

@@ -7,6 +7,7 @@ import zipfile
 from contextlib import contextmanager
 
 import numpy as np
+import platformdirs
 import pytest
 import xarray as xr
 
@@ -36,6 +37,16 @@ def test_round_trip(made, path, tmp_path):
         xr.testing.assert_identical(correlate(loaded.cross_attention, loaded[saliency]), expected)
     assert visible(tmp_path) == ["tiny/en/made-1.zarr.zip"]
     assert os.listdir(path.parent) == ["made-1.zarr.zip"]
+
+
+@pytest.mark.parametrize("estimator", ["mean", "sqrt_ridge"])
+def test_scores_and_halves_survive_a_round_trip(made, path, estimator):
+    maps = made.scored(estimator=estimator)
+    store.save(maps, path, "key-1")
+    loaded = store.load(path).drop_attrs(deep=False)
+    xr.testing.assert_identical(loaded, maps.drop_attrs(deep=False))
+    for place in ("input", "encoder"):
+        assert loaded[f"{place}_halves"].dims == ("half", "token", "step") and loaded.sizes[f"{place}_mask"] == 60
 
 
 def test_stored_form_is_compact(made, path):
@@ -205,6 +216,10 @@ def test_checkpoint_holds_scores_under_its_key(tmp_path):
     assert os.listdir(path.parent) == ["made-1.partial.npz"]
     path.write_bytes(path.read_bytes()[:100])
     assert store.Checkpoint(path, "key-1").scores == {}
+
+
+def test_tests_leave_no_scores_in_the_user_s_cache(tmp_path_factory):
+    assert platformdirs.user_cache_path("xattn").is_relative_to(tmp_path_factory.getbasetemp())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from reproduction.tables import format_interval, paper_values, save
+from reproduction.tables import format_interval, format_reported, paper_values, save
 
 OURS = pd.DataFrame(
     {"model": ["base", "small"], "rho": [0.434, -0.0449], "low": [0.4, np.nan], "high": [0.466, np.nan], "n": [16, 1]}
@@ -14,6 +14,14 @@ def test_numbers_are_followed_by_their_interval_if_there_is_one():
     assert format_interval(OURS, "rho").tolist() == ["0.43 (0.40 to 0.47)", "-0.04"]
     assert format_interval(OURS, "rho", digits=3)[0] == "0.434 (0.400 to 0.466)"
     assert format_interval(OURS, "low", bounds=("n", "n")).tolist() == ["0.40 (16.00 to 16.00)", ""]
+
+
+def test_reported_value_that_is_missing_is_called_too_noisy():
+    table = OURS.assign(reported=[0.5421, np.nan], reported_low=[0.5, np.nan], reported_high=[0.6, np.nan])
+    assert format_reported(table).tolist() == ["0.54 (0.50 to 0.60)", "too noisy (rho -0.04)"]
+    assert format_reported(table, digits=3).tolist() == ["0.542 (0.500 to 0.600)", "too noisy (rho -0.045)"]
+    single = table.assign(reported_low=np.nan, reported_high=np.nan)
+    assert format_reported(single).tolist() == ["0.54", "too noisy (rho -0.04)"]
 
 
 def test_saved_table_is_markdown_below_its_caption(tmp_path):
@@ -36,6 +44,6 @@ def test_values_of_a_table_of_the_paper():
 
 
 def test_small_and_large_are_repeated_under_their_published_names():
-    values = paper_values("tab4").set_index(["model", "setting"]).value
+    values = paper_values("tab4").set_index(["model", "direction"]).value
     assert values["fama-small", "en"] == values["small", "en"] == 0.633
     assert values["fama-medium", "en"] == values["large", "en"] == 0.639

@@ -87,10 +87,37 @@ def test_fresh_run_from_before_a_change_is_deleted(tmp_path, monkeypatch, reason
     assert maps.is_dir() is kept
 
 
-def test_tolerance_depends_on_the_quantity_of_each_row():
-    table = pd.DataFrame({"quantity": ["deletion", "rho"], "value": [77.5, 0.43], "low": [69.0, 0.4], "n": [16, 16]})
-    assert differences(table, table.assign(value=[78.5, 0.435])) == []
-    assert differences(table, table.assign(value=[77.5, 0.10])) == ["row 3, value: 0.1 instead of 0.43"]
+@pytest.mark.parametrize(
+    ("quantity", "tolerance"),
+    [
+        *(("rho", 0.01), ("r", 0.01), ("reliability", 0.01), ("measured", 0.1), ("reported", 0.1)),
+        *(("deletion, SM^X", 2.0), ("insertion", 2.0), ("insertion, SM^X 2d_max", 2.0)),
+    ],
+)
+def test_tolerance_depends_on_the_quantity_of_each_row(quantity, tolerance):
+    table = pd.DataFrame({"quantity": ["rho", quantity], "value": 0.43, "spread": 0.2, "low": 0.4, "n": 16})
+    for column in ("value", "spread", "low"):
+        moved = [pd.Series([0.0, by * tolerance]) + table[column] for by in (0.9, 1.1)]
+        assert differences(table, table.assign(**{column: moved[0]})) == []
+        (found,) = differences(table, table.assign(**{column: moved[1]}))
+        assert found.startswith(f"row 3, {column}: ")
+
+
+def test_reported_columns_have_the_tolerance_of_values_without_noise():
+    table = TABLE.assign(reliability=0.8, reported=0.5, reported_low=[0.4, float("nan")])
+    assert differences(table, table.assign(reported=0.59, reported_low=table.reported_low + 0.09)) == []
+    assert len(differences(table, table.assign(reported=0.61))) == 2
+    assert differences(table, table.assign(reported=[0.5, float("nan")])) == ["row 3, reported: nan instead of 0.5"]
+    assert len(differences(table, table.assign(reliability=0.82))) == 2
+
+
+def test_findings_have_the_tolerance_of_values_without_noise():
+    table = pd.DataFrame({"statistic": ["deletion area, SM^X minus CA", "overall average minus best head"]})
+    for column in ("value", "low", "corrected_low", "corrected_high"):
+        table = table.assign(**{column: [20.0, 0.4]})
+        assert differences(table, table.assign(**{column: [21.9, 0.49]})) == []
+        found = differences(table, table.assign(**{column: [22.1, 0.51]}))
+        assert found == [f"row 2, {column}: 22.1 instead of 20.0", f"row 3, {column}: 0.51 instead of 0.4"]
 
 
 def test_verdicts_are_not_compared():

@@ -257,6 +257,15 @@ def test_its_maps_cannot_be_released(pretrained, utterances, tmp_path):
         write_released([quietly(pretrained, utterances[0])], tmp_path / "whisper-tiny" / "en")
 
 
+def readable(folder):
+    """Suppress incomplete characters: a text with them would have more tokens than the model writes."""
+    tokenizer, path = WhisperTokenizer.from_pretrained(folder), folder / "generation_config.json"
+    incomplete = [token for token in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([token])]
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["suppress_tokens"] = sorted({*config["suppress_tokens"], *incomplete})
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
 def test_its_profile_runs(made, folder, tmp_path):
     """The profile differs only in tiny models, few masks and recordings that are short enough for them."""
     root, profile = tmp_path / "kit", yaml.safe_load((ROOT / "notebooks/profiles/whisper.yaml").read_text())
@@ -267,7 +276,7 @@ def test_its_profile_runs(made, folder, tmp_path):
     made.corpus(root / "data", [(f"en-dev-{i}", "dev", "en", *each) for i, each in enumerate(sentences)])
     for model in profile["models"]:
         profile["models"][model] = f"models/{model}"
-        shutil.copytree(folder, root / "models" / model)
+        readable(shutil.copytree(folder, root / "models" / model))
     few = {"input_masks": 20, "encoder_masks": 20, "precision": "float32"}
     path = tmp_path / "whisper.yaml"
     path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")

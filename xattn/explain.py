@@ -16,21 +16,23 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from xattn.analysis.reliability import LOW, map_reliability
+from xattn.analysis.reliability import LOW, half_maps, split_half_reliability
 from xattn.attribution.attention import cross_attention
 from xattn.attribution.estimators import ESTIMATORS, estimate
 from xattn.attribution.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.attribution.segments import PYRAMIDS, slic_pyramid
+from xattn.attribution.segments import PARTITIONS, WINDOWS, partition
 from xattn.audio import Recording
 from xattn.data.utterance import Utterance, utterance_from_recording
-from xattn.maps import build, frame_times
+from xattn.maps import SPECIAL_TOKENS, build, frame_times
 from xattn.models import Decoding, S2TModel
 from xattn.models.errors import NothingToExplain
 from xattn.store import Checkpoint, key_of
 
-VERSION = 6  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
+VERSION = 7  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
 PRECISIONS = ("auto", "float32", "bfloat16")
 BATCH_SIZES = {"cuda": 128}  # 32 elsewhere
+FIRST_LOOK_SECONDS = 120.0
+INPUT_SHARE = 0.75  # of a time limit
 PLACES = {"input": "SM^X", "encoder": "SM^H"}  # where perturbations hide something, and the map that results
 # Libraries that determine the numbers of a map. The second group entered the keys of stored maps later: a version
 # listed here adds nothing to a key, so maps from before stay valid.
@@ -46,42 +48,53 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision that is used on a device: "float32" or "bfloat16"."""
+    return "bfloat16" if precision != "float32" and has_bfloat16(device) else "float32"
+
+
 @dataclass(frozen=True)
 class Occlusion:
-    """How a recording is perturbed.
+    """How a recording is perturbed. The defaults are for a first look, not the paper's.
 
-    input_masks, encoder_masks: numbers of perturbations, N_X and N_H (20,000 each in the paper).
+    input_masks, encoder_masks: largest numbers of perturbations, N_X and N_H (20,000 each in the paper).
     input_p, encoder_p: probability that a superpixel or an encoder step is hidden (0.5 and 0.7 in the paper).
     seed: together with the utterance's id it determines every mask.
     precision: of the perturbed passes: "float32", "bfloat16", or "auto" for bfloat16 if the device computes in it.
         bfloat16 is faster; tokens that hardly depend on the input lose accuracy (benchmarks/README.md).
     estimator: how scores become a map: "mean" (the paper's), "sqrt_mean", "ridge" or "sqrt_ridge"; see
         `xattn.attribution.estimators`.
+    partition: what is hidden in the input: "superpixels" (the paper's), "spread" (superpixels of three sizes) or
+        "windows" of time over all bands, which need fewer perturbations; see `xattn.attribution.segments`.
     reliability: stop once the maps, in the form that is compared with attention, have this split-half reliability;
         1.0 disables early stopping.
-    pyramid: which superpixels are hidden, "published" (the paper's) or "spread"; see `xattn.attribution.segments`.
+    seconds: stop after this time, whatever the reliability; SM^X can use three quarters of it. None for no limit. With
+        a limit, the number of perturbations depends on the machine.
     batch_size: perturbations computed at once, halved when memory runs out; None for 128 on a GPU and 32 elsewhere. It
         affects numbers only by rounding.
     """
 
-    input_masks: int = 2000
-    encoder_masks: int = 2000
+    input_masks: int = 8000
+    encoder_masks: int = 8000
     input_p: float = 0.5
     encoder_p: float = 0.7
     seed: int = 0
     precision: str = "auto"
-    estimator: str = "mean"
-    reliability: float = 1.0
-    pyramid: str = "published"
+    estimator: str = "sqrt_ridge"
+    partition: str = "windows"
+    reliability: float = 0.8
+    seconds: float | None = None
     batch_size: int | None = None
 
     def __post_init__(self):
-        for name, choices in (("precision", PRECISIONS), ("estimator", ESTIMATORS), ("pyramid", PYRAMIDS)):
+        for name, choices in (("precision", PRECISIONS), ("estimator", ESTIMATORS), ("partition", PARTITIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"There is no {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
         for name in ("input_p", "encoder_p", "reliability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds is {self.seconds}: give a number above 0, or None.")
         for name, least in (("input_masks", 1), ("encoder_masks", 1), ("seed", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if value is None and name == "batch_size":
@@ -91,11 +104,14 @@ class Occlusion:
             object.__setattr__(self, name, int(value))  # numpy's integers are not JSON values, which keys need
 
     def on(self, device: torch.device) -> "Occlusion":
-        """Return a copy with precision "auto" and batch_size None resolved for the device."""
-        precision, batch_size = self.precision, self.batch_size or BATCH_SIZES.get(device.type, 32)
-        if precision == "auto":
-            precision = "bfloat16" if has_bfloat16(device) else "float32"
-        return replace(self, precision=precision, batch_size=batch_size)
+        """Return a copy with precision and batch_size resolved for the device.
+
+        "bfloat16" becomes "float32", with a printed line, on a device that does not compute in it.
+        """
+        precision = resolve_precision(self.precision, device)
+        if self.precision == "bfloat16" and precision != "bfloat16":
+            print("Precision: float32, because this processor does not compute in bfloat16.", flush=True)
+        return replace(self, precision=precision, batch_size=self.batch_size or BATCH_SIZES.get(device.type, 32))
 
 
 def explain(
@@ -103,6 +119,7 @@ def explain(
     audio: Recording | Utterance,
     *,
     rate: int | None = None,
+    channel: int | None = None,
     language: str | None = None,
     translate_to: str | None = None,
     text: str | None = None,
@@ -119,11 +136,13 @@ def explain(
         audio: a path, samples with `rate`, `(rate, samples)`, `{"array", "sampling_rate"}`, an open file (see
             `xattn.audio.load_audio`), or an Utterance.
         rate: the rate of the samples in Hz.
+        channel: the channel of the recording to use, counted from 0, instead of the average of all.
         language: the spoken language. If it is not given, it is detected if the model can do that; otherwise the
             model's default is used and printed.
         translate_to: the language of the output; by default the spoken one.
         text: explain this text instead of the model's own hypothesis.
-        occlusion: number and kind of perturbations.
+        occlusion: number and kind of perturbations; by default windows of time until the maps are reliable, for at most
+            two minutes.
         decoding: settings of the search that differ from the model's own.
         progress: whether to print the language, the transcript, the time left and the reliability of the maps.
 
@@ -139,15 +158,17 @@ def explain(
     Raises:
         ValueError: a parameter is out of range, the model does not support the language, it wrote nothing, or the text
             is empty or too long for it.
-        FileNotFoundError, TypeError: see `xattn.audio.load_audio`.
+        OSError, TypeError: see `xattn.audio.load_audio`.
     """
     say = partial(print, flush=True) if progress else _nothing
-    utterance = audio if isinstance(audio, Utterance) else utterance_from_recording(audio, rate)
+    if channel is not None and isinstance(audio, Utterance):
+        raise ValueError("An Utterance has no channels: leave out channel, or give the recording itself.")
+    utterance = audio if isinstance(audio, Utterance) else utterance_from_recording(audio, rate, channel=channel)
     samples = utterance.audio()
     features = model.features(samples)
     language = _spoken_language(model, features, language or utterance.language, translate_to, say)
     utterance = replace(utterance, language=language, samples=samples)
-    occlusion = (occlusion or Occlusion()).on(model.device)
+    occlusion = (occlusion or Occlusion(seconds=FIRST_LOOK_SECONDS)).on(model.device)
     origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
     key = key_of(
         origin | {"language": language, "translate_to": translate_to, "text": text, "decoding": repr(decoding)}
@@ -164,13 +185,36 @@ def explain(
         progress=progress,
     )
     checkpoint.remove()
-    found = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
-    say("Reliability: " + ", ".join(f"{PLACES[place]} {value:.2f}" for place, value in found.items()))
-    noisy = [f"{place}_masks" for place, value in found.items() if not value >= LOW]  # NaN is not reliable either
-    if noisy:
-        more = ", ".join(f"{name}={4 * getattr(occlusion, name)}" for name in noisy)
-        say(f"Below {LOW} a map is mostly noise: use more masks, such as occlusion=Occlusion({more}).")
+    _report(maps, occlusion, say)
     return maps
+
+
+def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
+    """Say how reliable the maps are, and what a map of windows does not show."""
+    found = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
+    masks = {place: maps.sizes[f"{place}_mask"] for place in PLACES}
+    parts = [f"{name} {found[place]:.2f} ({masks[place]:,} masks)" for place, name in PLACES.items()]
+    say(f"Reliability: {', '.join(parts)}")
+    noisy = [place for place, value in found.items() if not value >= LOW]  # NaN is not reliable either
+    if noisy:
+        more = dict(_allowance(place, masks[place], found[place], occlusion) for place in noisy)
+        options = ", ".join(f"{name}={value}" for name, value in more.items())
+        say(f"Below {LOW} a map is mostly noise: allow more masks, such as occlusion=Occlusion({options}).")
+    if occlusion.partition == "windows":
+        say(
+            f"SM^X comes from windows of {min(WINDOWS)} s and longer: it is coarse in time and silent about frequency. "
+            'occlusion=Occlusion(partition="superpixels") shows both, with many more masks.'
+        )
+
+
+def _allowance(place: str, masks: int, reliability: float, occlusion: Occlusion) -> tuple[str, str]:
+    """The field of Occlusion that ended the perturbations of a place, and a value that allows more of them."""
+    most = getattr(occlusion, f"{place}_masks")
+    if masks == most:
+        return f"{place}_masks", str(4 * most)
+    if reliability >= occlusion.reliability:
+        return "reliability", str(Occlusion.reliability)
+    return "seconds", f"{4 * occlusion.seconds:g}"
 
 
 def _nothing(*_) -> None:
@@ -180,6 +224,14 @@ def _nothing(*_) -> None:
 def direction_of(language: str, translate_to: str | None) -> str:
     """The direction "en" (transcription) or "en-it" (translation)."""
     return language if translate_to in (None, language) else f"{language}-{translate_to}"
+
+
+def known_reference(utterance: Utterance, direction: str) -> str:
+    """The text that a model should write, or "" if the utterance has none in that language; maps do not need it."""
+    try:
+        return utterance.text(direction)
+    except ValueError:
+        return ""
 
 
 def _spoken_language(
@@ -302,7 +354,7 @@ def explain_directions(
             print(f"{'Translation' if '-' in each.direction else 'Transcript'}: {model.text(each.ids)}", flush=True)
     step_frames = model.step_frames(len(features))
     partitions = {
-        "input": Partition.of(slic_pyramid(features.cpu().numpy(), pyramid=occlusion.pyramid)),
+        "input": Partition.of(partition(features.cpu().numpy(), occlusion.partition, model.frame_seconds)),
         "encoder": Partition.of(np.arange(len(step_frames))[None]),
     }
     masks = {
@@ -331,7 +383,7 @@ def explain_directions(
         own = {
             "setting": each.direction,
             "hypothesis": model.text(each.ids),
-            "reference": utterance.text(each.direction),
+            "reference": known_reference(utterance, each.direction),
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}
@@ -354,11 +406,14 @@ def _score_perturbations(
 
     def reliable(place: str, scores: np.ndarray) -> bool:
         return all(
-            map_reliability(scores[:, each.columns], masks[place], each.tokens, step_frames, occlusion.estimator)
+            _reliability(
+                half_maps(scores[:, each.columns], masks[place], step_frames, occlusion.estimator), each.tokens
+            )
             >= occlusion.reliability
             for each in hypotheses
         )
 
+    started, limits = time.monotonic(), {"input": INPUT_SHARE, "encoder": 1.0}
     scores = {}
     with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
         divergences = [divergence_from(model.decode(states, each.decoder_inputs)[0, each.rows]) for each in hypotheses]
@@ -382,9 +437,15 @@ def _score_perturbations(
                     done=checkpoint.scores.get(place) if checkpoint else None,
                     checkpoint=partial(checkpoint.save, place) if checkpoint else None,
                     enough=partial(reliable, place) if occlusion.reliability < 1 else None,
+                    until=occlusion.seconds and started + limits[place] * occlusion.seconds,
                     progress=(lambda count, bar=bar: bar.update(count - bar.n)) if progress else None,
                 )
     return scores
+
+
+def _reliability(halves: np.ndarray | None, tokens: list[str]) -> float:
+    """Reliability of a map as it is correlated with attention, that is without special tokens."""
+    return split_half_reliability(None if halves is None else halves[:, ~np.isin(tokens, SPECIAL_TOKENS)])
 
 
 def _bar(place: str, number: int) -> tqdm:
@@ -405,10 +466,8 @@ def _dataset(
     """Turn the attention and the scores of one hypothesis into its maps."""
     estimator, step_frames = attributes["estimator"], model.step_frames(len(features))
     units = {place: estimate(each, masks[place], estimator) for place, each in scores.items()}
-    attributes = attributes | {
-        f"{place}_reliability": map_reliability(each, masks[place], tokens, step_frames, estimator)
-        for place, each in scores.items()
-    }
+    halves = {place: half_maps(each, masks[place], step_frames, estimator) for place, each in scores.items()}
+    attributes = attributes | {f"{place}_reliability": _reliability(each, tokens) for place, each in halves.items()}
     steps = len(step_frames)
     arrays = {"cross_attention": attention[..., :steps]}
     if attention.shape[-1] > steps:
@@ -420,6 +479,7 @@ def _dataset(
         "encoder_scores": scores["encoder"],
         **units["input"].compact(),
         "segmentation": masks["input"].partition.labels,
+        **{f"{place}_halves": each.astype(np.float32) for place, each in halves.items() if each is not None},
     }
     return build(
         arrays,

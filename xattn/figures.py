@@ -88,7 +88,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
             if "features" in maps:
                 _spectrogram(axes[0, column], maps, words)
                 axes[0, column].set_ylabel("" if column else "Mel band")
-            axes[0, column].set_title(TITLES[name], pad=above)
+            axes[0, column].set_title(_title(maps, name), pad=above)
             image = _map(axes[-1, column], panel, maps, words)
             axes[-1, column].set_yticks(range(len(tokens)), tokens)
             axes[-1, column].set_ylabel("" if column else "token of the hypothesis")
@@ -99,6 +99,15 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         bar.set_label("standard deviations\nabove the row's mean")
         figure.suptitle(", ".join([maps.model, maps.setting, maps.utterance, *_selection(maps)]), fontsize=9)
     return figure
+
+
+def _title(maps: xr.Dataset, name: str) -> str:
+    """A panel's title with the reliability of its map, if that is known, and the partition unless it is the usual."""
+    title, place = TITLES[name], name.removesuffix("_saliency")
+    if place == "input" and maps.attrs.get("partition") == "windows":
+        title += " of windows"
+    reliability = maps.attrs.get(f"{place}_reliability", np.nan)
+    return title if np.isnan(reliability) else f"{title}\nreliability {reliability:.2f}"
 
 
 def _selection(maps: xr.Dataset) -> list[str]:
@@ -155,30 +164,30 @@ def _spectrogram(axes: Axes, maps: xr.Dataset, words: Sequence[Word]) -> None:
             axes.text(middle, features.shape[1] + 3, word.word, rotation=90, ha="center", va="bottom", size=7)
 
 
-def superpixels(features: np.ndarray, pyramids: dict[str, np.ndarray]) -> Figure:
-    """Draw the borders of superpixels on a stretch of spectrogram, one row for each pyramid, one column a granularity.
+def superpixels(features: np.ndarray, partitions: dict[str, np.ndarray]) -> Figure:
+    """Draw the borders of units on a stretch of spectrogram, one row for each partition, one column for each level.
 
-    features: (time, mel); pyramids: by name, the labels of `slic_pyramid` for the same cells.
+    features: (time, mel); partitions: by name, the labels (level, time, mel) of the same cells.
     """
-    columns, (frames, bands) = len(next(iter(pyramids.values()))), features.shape
+    columns, (frames, bands) = len(next(iter(partitions.values()))), features.shape
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
-            len(pyramids),
+            len(partitions),
             columns,
-            figsize=(1 + 2.6 * columns, 0.8 + 2.6 * len(pyramids) * bands / frames),
+            figsize=(1 + 2.6 * columns, 0.8 + 2.6 * len(partitions) * bands / frames),
             sharex=True,
             sharey=True,
             squeeze=False,
             layout="constrained",
         )
-        for row, (name, levels) in zip(axes, pyramids.items(), strict=True):
-            for granularity, (axis, labels) in enumerate(zip(row, levels, strict=True), start=1):
+        for row, (name, levels) in zip(axes, partitions.items(), strict=True):
+            for level, (axis, labels) in enumerate(zip(row, levels, strict=True), start=1):
                 axis.imshow(features.T, **SPECTROGRAM)
                 time, mel = np.nonzero(labels[1:] != labels[:-1])
                 axis.vlines(time + 0.5, mel - 0.5, mel + 0.5, color="#b5502d", linewidth=0.8)
                 time, mel = np.nonzero(labels[:, 1:] != labels[:, :-1])
                 axis.hlines(mel + 0.5, time - 0.5, time + 0.5, color="#b5502d", linewidth=0.8)
-                axis.set_title(f"{name}, granularity {granularity}: {len(np.unique(labels))} in view")
+                axis.set_title(f"{name}, level {level}: {len(np.unique(labels))} in view")
             row[0].set_ylabel("Mel band")
         for axis in axes[-1]:
             axis.set_xlabel("frame of the stretch")

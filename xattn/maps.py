@@ -24,6 +24,8 @@ DIMENSIONS = {
     "padding_attention": ("layer", "head", "token"),
     "input_saliency": ("token", "time", "mel"),
     "encoder_saliency": ("token", "step"),
+    "input_halves": ("half", "token", "step"),
+    "encoder_halves": ("half", "token", "step"),
     "previous_saliency": ("token", "previous"),
     "features": ("time", "mel"),
     "input_scores": ("input_mask", "token"),

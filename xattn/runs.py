@@ -10,7 +10,7 @@ from threading import Lock
 
 from xattn import store
 from xattn.data.utterance import Utterance
-from xattn.explain import Occlusion, determinants, direction_of, explain_directions
+from xattn.explain import Occlusion, determinants, direction_of, explain_directions, known_reference
 from xattn.models import Decoding, S2TModel, load_model
 from xattn.models.errors import NothingToExplain
 
@@ -70,7 +70,7 @@ def explain_corpus(
             )
     for direction in directions:
         index = {u.id: keys[u.id][direction] for u in utterances if keys[u.id]}
-        references = {utterance.id: utterance.text(direction) for utterance in utterances}
+        references = {utterance.id: known_reference(utterance, direction) for utterance in utterances}
         store.save_index(index, folder, model.name, direction, references)
 
 
@@ -122,11 +122,12 @@ def estimate_cost(
     """
     utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
     few = occlusion.on(model.device).batch_size
+    unlimited = replace(occlusion, reliability=1.0, seconds=None)  # so that every timed run computes all its masks
     seconds, size = {}, 0.0
     for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first run warms up
         started = time.monotonic()
         maps = explain_directions(
-            model, utterance, directions, replace(occlusion, input_masks=number[0], encoder_masks=number[1])
+            model, utterance, directions, replace(unlimited, input_masks=number[0], encoder_masks=number[1])
         )
         seconds[number] = time.monotonic() - started
     once = seconds[few, few]

@@ -7,6 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from xattn.analysis.normalisation import standardise, standardise_over_tokens
+from xattn.analysis.reliability import halves_of, split_half_reliability
 from xattn.maps import SALIENCIES, drop_special_tokens, on_steps
 
 
@@ -58,17 +59,27 @@ def correlate(attention: xr.DataArray, saliency: xr.DataArray, reduction: str = 
         raise ValueError("The two arrays share no step: select the same stretch of time in both.")
     if not found.values.any():
         raise ValueError("The saliency is the same everywhere: explain the utterance again with more masks.")
+    return _correlate_normalised(_averages(attention), found)
+
+
+def _averages(attention: xr.DataArray) -> dict[str, xr.DataArray]:
+    """The attention and its averages, normalised, by the names of the variables of `correlate`."""
     axes = [axis for axis in ("layer", "head") if axis in attention.dims]
     kept_axes = {"overall": [], **{f"by_{axis}": [axis] for axis in axes}}
     if len(axes) == 2:
         kept_axes["by_layer_and_head"] = axes
-    rho = {}
+    found = {}
     for name, kept in kept_axes.items():
         averaged = attention
         for axis in reversed(axes):  # heads first, as rounding depends on the order
             averaged = averaged if axis in kept else averaged.mean(axis)
-        rho[name] = _rho(normalised_attention(averaged), found)
-    return xr.Dataset(rho)
+        found[name] = normalised_attention(averaged)
+    return found
+
+
+def _correlate_normalised(averages: dict[str, xr.DataArray], saliency: xr.DataArray) -> xr.Dataset:
+    """`correlate` with arrays that are normalised already and have the same steps; saliency: (token, step)."""
+    return xr.Dataset({name: _rho(attention, saliency) for name, attention in averages.items()})
 
 
 def _rho(attention: xr.DataArray, saliency: xr.DataArray) -> xr.DataArray:
@@ -87,30 +98,55 @@ def _rho(attention: xr.DataArray, saliency: xr.DataArray) -> xr.DataArray:
 
 
 def correlate_all(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.Dataset:
-    """`correlate` for every utterance of a model and direction, with both kinds of saliency and their difference.
+    """`correlate` for every utterance of a model and direction, with both kinds of saliency.
 
     Args:
         maps: datasets of `xattn.explain` or `xattn.load_maps`, of one model and direction.
+        reduction: see `correlate`.
 
     Returns:
-        The variables of `correlate` with the dimensions saliency and utterance in front. saliency is "input" (SM^X),
-        "encoder" (SM^H) and "difference" (encoder minus input), or "input" alone for maps without SM^H. The variable
-        `reliability` (saliency, utterance) is the stored one, which holds for "2d_max"; the difference has none (NaN).
+        The variables of `correlate` with the dimensions saliency, masks and utterance in front. saliency is "input"
+        (SM^X) and "encoder" (SM^H), or "input" alone for maps without SM^H. masks is "all" or "half": the mean of rho
+        with the maps from the two disjoint halves of the masks, from which `xattn.analysis.reliability.converged`
+        estimates rho without noise; it is NaN for maps without halves. The variable `reliability` (saliency, utterance)
+        holds for the reduction. The attribute `linear` lists the saliencies whose map is linear in the scores,
+        `without_scores` those whose noise is unknown, because their maps came without scores.
     """
     rows = []
     for item in maps:
         try:
-            rho = {name: correlate(item.cross_attention, item[name], reduction) for name in saliencies_of(item)}
+            rho = {name: _all_and_half(item, name, reduction) for name in saliencies_of(item)}
         except ValueError as error:
             raise ValueError(f"{item.model}, {item.setting}, {item.utterance}: {error}") from error
-        rho = {name.removesuffix("_saliency"): each for name, each in rho.items()}
-        rho = {name: each.assign(reliability=item.attrs[f"{name}_reliability"]) for name, each in rho.items()}
-        if len(rho) == len(SALIENCIES):
-            rho["difference"] = (rho["encoder"] - rho["input"]).assign(reliability=np.nan)
-        row = xr.concat(rho.values(), xr.DataArray([*rho], dims="saliency", name="saliency"))
+        names = [name.removesuffix("_saliency") for name in rho]
+        row = xr.concat(rho.values(), xr.DataArray(names, dims="saliency", name="saliency"))
         rows.append(row.expand_dims(utterance=[item.utterance]))
-    joined = xr.concat(rows, "utterance").transpose("saliency", "utterance", "layer", "head")
-    return joined.assign_attrs(model=item.model, setting=item.setting, estimator=item.estimator)
+    joined = xr.concat(rows, "utterance").transpose("saliency", "masks", "utterance", "layer", "head")
+    about = {name: item.attrs[name] for name in ("model", "setting", "estimator")}
+    unknown = [name for name in joined.saliency.values.tolist() if f"{name}_scores" not in item]
+    return joined.assign_attrs(about, linear=linear_saliencies(item, reduction), without_scores=unknown)
+
+
+def _all_and_half(maps: xr.Dataset, saliency: str, reduction: str) -> xr.Dataset:
+    """`correlate` for the map of all masks and, on average, for those of the two halves; with their reliability."""
+    rho = correlate(maps.cross_attention, maps[saliency], reduction)
+    half, halves = xr.full_like(rho, np.nan), halves_of(maps, saliency, reduction)
+    if halves is not None:
+        halves = drop_special_tokens(halves)
+        averages = _averages(maps.cross_attention)
+        half = xr.concat([_correlate_normalised(averages, each) for each in halves], "half").mean("half")
+    both = xr.concat([rho, half], xr.DataArray(["all", "half"], dims="masks", name="masks"))
+    return both.assign(reliability=split_half_reliability(None if halves is None else halves.values))
+
+
+def linear_saliencies(maps: xr.Dataset, reduction: str) -> list[str]:
+    """Which of "input" and "encoder" is linear in the scores, up to the reduction.
+
+    A maximum over superpixels is not. The windows of a time partition are constant over bands and longer than a step,
+    so that their maximum is almost a mean.
+    """
+    means = reduction == "2d_avg" or maps.attrs.get("partition") == "windows"
+    return ["input", "encoder"] if means else ["encoder"]
 
 
 def saliencies_of(maps: xr.Dataset) -> list[str]:

@@ -1,6 +1,7 @@
 """How faithful and how compact a map is: deletion, insertion and size (paper, section 4)."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import torch
 import xarray as xr
 from scipy.integrate import trapezoid
 
-from xattn.analysis.intervals import mean_interval
+from xattn.analysis.intervals import jackknife_interval, mean_interval
 from xattn.analysis.normalisation import min_max, standardise
-from xattn.analysis.quality import RESAMPLES, Metric, bleu, edits, normalise
+from xattn.analysis.quality import Metric, bleu, edits, normalise
+from xattn.analysis.reliability import half_cells, halves_of, split_half_reliability
 from xattn.files import hash_value, write_whole
-from xattn.maps import expand_to_frames, frames_of_steps, reduce_to_steps
+from xattn.maps import expand_to_frames, frames_of_steps, masks_of, reduce_to_steps
 from xattn.models import S2TModel
 
-PERCENT = np.arange(0, 101, 5)
+STEP = 5  # per cent of the cells between two points of a curve (paper, section 4)
 THRESHOLDS = np.linspace(0, 1, 21)
-VERSION = 1  # of the deleted inputs: raise it with any change that moves them, so that stored texts are decoded again
+BLANK = "blank"  # the texts of an input without any cell, which all maps share
+VERSION = 2  # of the deleted inputs: raise it with any change that moves them, so that stored texts are decoded again
 
 
 def sentence_map(saliency: np.ndarray) -> np.ndarray:
@@ -42,17 +45,25 @@ def ranking(sentence: np.ndarray) -> np.ndarray:
     return np.argsort(sentence, axis=None, kind="stable")
 
 
-def masked_inputs(features: torch.Tensor, order: np.ndarray, insertion: bool = False) -> torch.Tensor:
-    """The input at every percentage of PERCENT: (21, T, F).
+def percentages(step: int = STEP) -> np.ndarray:
+    """The percentages 0, step, ..., 100. ValueError: 100 is not a multiple of the step."""
+    if step < 1 or 100 % step:
+        raise ValueError(f"The step of a deletion curve is {step}: give a whole number that divides 100.")
+    return np.arange(0, 101, step)
+
+
+def masked_inputs(features: torch.Tensor, order: np.ndarray, insertion: bool = False, step: int = STEP) -> torch.Tensor:
+    """The input at every one of `percentages`: (points, T, F).
 
     Deletion sets the top p percent of the cells to 0, insertion all others; the number of cells is rounded down.
 
     order: see `ranking`.
     """
-    copies = features.repeat(len(PERCENT), 1, 1)
-    flat = copies.view(len(PERCENT), -1)
-    for row, percent in zip(flat, PERCENT, strict=True):
-        kept = len(order) - len(order) * int(percent) // 100
+    percent = percentages(step)
+    copies = features.repeat(len(percent), 1, 1)
+    flat = copies.view(len(percent), -1)
+    for row, each in zip(flat, percent, strict=True):
+        kept = len(order) - len(order) * int(each) // 100
         row[torch.from_numpy(order[:kept] if insertion else order[kept:])] = 0.0
     return copies
 
@@ -62,7 +73,8 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
 
     Args:
         kinds: "CA" (attention averaged over layers and heads), "SM^H", "SM^X" (at full resolution), "SM^X 2d_max" and
-            so on (reduced to steps), or a baseline: "random", "random steps", "energy" (louder is more relevant).
+            so on (reduced to steps), or a baseline: "random", "energy" (louder is more relevant), "random steps" and
+            "energy steps" (the mean of a step), which are the fair ones for maps on encoder steps.
 
     Maps on encoder steps are expanded to all frames and bands of each step. CA is scaled per token like the others,
     because standardising over tokens would make every step's mean over tokens 0.
@@ -83,6 +95,8 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
             found[kind] = expanded(rng.random((1, maps.sizes["step"])))[0]
         elif kind == "energy":
             found[kind] = maps.features.values
+        elif kind == "energy steps":
+            found[kind] = expanded(reduce_to_steps(maps.features.values[None], step_frames, "2d_avg"))[0]
         elif kind == "SM^X":
             found[kind] = sentence_map(maps.input_saliency.values)
         elif name == "SM^X":
@@ -93,15 +107,35 @@ def sentence_maps(maps: xr.Dataset, kinds: Sequence[str]) -> dict[str, np.ndarra
             found[kind] = sentence_map(expanded(steps.values))
         else:
             raise ValueError(
-                f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, energy, random or 'random steps'."
+                f"There is no map {kind!r}: choose CA, SM^X, 'SM^X 2d_max', SM^H, energy, random, 'energy steps' or "
+                "'random steps'."
             )
     return found
 
 
+def sentence_reliability(maps: xr.Dataset, kind: str) -> float:
+    """Split-half reliability of one of `sentence_maps`; NaN without masks (CA, baselines) or without their scores."""
+    name, _, reduction = kind.partition(" ")
+    if kind == "SM^X" and "input_scores" in maps:
+        halves = half_cells(maps.input_scores.values, masks_of(maps, "input"), maps.estimator)
+    elif name == "SM^X":
+        halves = halves_of(maps, "input_saliency", reduction)
+    else:
+        halves = halves_of(maps, "encoder_saliency") if kind == "SM^H" else None
+    if halves is None:
+        return math.nan
+    return split_half_reliability(np.stack([sentence_map(np.asarray(each)) for each in halves]))
+
+
 def deletion_curves(
-    model: S2TModel, stored: Iterable[xr.Dataset], kinds: Sequence[str], folder: Path, insertion: bool = False
+    model: S2TModel,
+    stored: Iterable[xr.Dataset],
+    kinds: Sequence[str],
+    folder: Path,
+    insertion: bool = False,
+    step: int = STEP,
 ) -> pd.DataFrame:
-    """Decode every utterance again at every percentage of PERCENT, with its cells deleted in the order of each map.
+    """Decode every utterance again at every one of `percentages`, with its cells deleted in the order of each map.
 
     Args:
         model: the model that the maps explain.
@@ -109,28 +143,45 @@ def deletion_curves(
         kinds: of maps, see `sentence_maps`.
         folder: for the outputs, one file for each utterance and map; outputs that are there are not decoded again.
         insertion: keep the top cells and delete the others instead.
+        step: between two percentages.
 
     Returns:
-        A long table: utterance, map, percent, reference, hypothesis.
+        A long table: utterance, map, reliability (see `sentence_reliability`), percent, reference, hypothesis.
+
+    Raises:
+        ValueError: an utterance has no reference, so its outputs could not be scored.
     """
     rows, name = [], "insertion" if insertion else "deletion"
     for maps in stored:
-        key = hash_value({"maps": maps.attrs["key"], "insertion": insertion, "version": VERSION}, 16)
-        paths = {kind: folder / maps.model / maps.setting / f"{maps.utterance}-{name}-{kind}.json" for kind in kinds}
-        texts = {kind: load_texts(path, key) for kind, path in paths.items()}
-        missing = [kind for kind in kinds if texts[kind] is None]
-        for kind, sentence in sentence_maps(maps, missing).items():
-            features = torch.from_numpy(maps.features.values).to(model.device)
-            keep = masked_inputs(torch.ones(features.shape), ranking(sentence), insertion).to(model.device)
-            outputs = model.generate(model.mask_input(features, keep), maps.setting)
-            texts[kind] = [model.text(ids) for ids in outputs]
-            save_texts(texts[kind], paths[kind], key)
-        rows += [
-            (maps.utterance, kind, int(percent), maps.reference, text)
-            for kind in kinds
-            for percent, text in zip(PERCENT, texts[kind], strict=True)
-        ]
-    return pd.DataFrame(rows, columns=["utterance", "map", "percent", "reference", "hypothesis"])
+        if not maps.reference:
+            raise ValueError(f"{maps.utterance} has no reference for {maps.setting!r}: add it to the corpus first.")
+        key = hash_value({"maps": maps.attrs["key"], "insertion": insertion, "step": step, "version": VERSION}, 16)
+        texts = {}
+        for kind in (BLANK, *kinds):
+            path = folder / maps.model / maps.setting / f"{maps.utterance}-{name}-{kind}.json"
+            texts[kind] = load_texts(path, key)
+            if texts[kind] is None:
+                texts[kind] = _decoded(model, maps, kind, insertion, step)
+                save_texts(texts[kind], path, key)
+        ends = [maps.hypothesis], texts.pop(BLANK)  # with all cells, and with none
+        for kind in kinds:
+            reliability = sentence_reliability(maps, kind)
+            first, last = reversed(ends) if insertion else ends
+            pairs = zip(percentages(step), [*first, *texts[kind], *last], strict=True)
+            rows += [(maps.utterance, kind, reliability, int(each), maps.reference, text) for each, text in pairs]
+    return pd.DataFrame(rows, columns=["utterance", "map", "reliability", "percent", "reference", "hypothesis"])
+
+
+def _decoded(model: S2TModel, maps: xr.Dataset, kind: str, insertion: bool, step: int) -> list[str]:
+    """The outputs between 0 and 100 % for a kind of map, or the one without any cell for BLANK."""
+    features = torch.from_numpy(maps.features.values).to(model.device)
+    if kind == BLANK:
+        keep = torch.zeros(1, *features.shape)
+    else:
+        (sentence,) = sentence_maps(maps, [kind]).values()
+        keep = masked_inputs(torch.ones(features.shape), ranking(sentence), insertion, step)[1:-1]
+    outputs = model.generate(model.mask_input(features, keep.to(model.device)), maps.setting)
+    return [model.text(ids) for ids in outputs]
 
 
 def save_texts(texts: list[str], path: Path, key: str) -> None:
@@ -162,39 +213,41 @@ def areas(
 
     Args:
         language: of the output.
-        differences: pairs of maps; the area of the second is subtracted from that of the first in the same resamples.
+        differences: pairs of maps; the area of the second is subtracted from that of the first.
 
     Returns:
         Two long tables: map, percent, score; and map, minus (the subtracted map, or empty), metric, area, low, high (95
-        % bootstrap over utterances), n.
+        % jackknife over utterances), reliability (the mean over utterances, of a difference the lower one), n.
     """
-    points, summary, resampled = [], [], {}
-    score = METRICS[metric].score
+    points, summary, counted = [], [], {}
+    percent = np.sort(curves.percent.unique())
     for kind, part in curves.groupby("map", sort=False):
         hypotheses = part.pivot(index="utterance", columns="percent", values="hypothesis")
         references = part.groupby("utterance").reference.first().loc[hypotheses.index].tolist()
-        columns = [hypotheses[percent].tolist() for percent in PERCENT]
+        columns = [hypotheses[each].tolist() for each in percent]
         if metric != "BLEU":
             references = [normalise(text, language) for text in references]
             columns = [[normalise(text, language) for text in column] for column in columns]
-        counts = [METRICS[metric].counts(references, column) for column in columns]
-        everything = [score(rows) for rows in counts]
-        rng, n = np.random.default_rng(0), len(references)  # the same resamples for every map
-        samples = rng.integers(n, size=(RESAMPLES, n))
-        resampled[kind] = np.array([area([score(rows[sample]) for rows in counts]) for sample in samples])
-        points += [(kind, int(percent), value) for percent, value in zip(PERCENT, everything, strict=True)]
-        summary.append((kind, "", metric, area(everything), *np.percentile(resampled[kind], [2.5, 97.5]), n))
-    single = {row[0]: row[3] for row in summary}
+        counted[kind] = np.stack([METRICS[metric].counts(references, column) for column in columns])  # (points, n, k)
+        scores = [METRICS[metric].score(rows) for rows in counted[kind]]
+        points += [(kind, int(each), value) for each, value in zip(percent, scores, strict=True)]
+
+    def area_of(kind: str, rows: np.ndarray) -> float:
+        return area([METRICS[metric].score(counts[rows]) for counts in counted[kind]], percent)
+
+    n, reliability = curves.utterance.nunique(), curves.groupby("map").reliability.mean()
+    for kind in counted:
+        interval = jackknife_interval(lambda rows, kind=kind: area_of(kind, rows), n)
+        summary.append((kind, "", metric, *map(float, interval), reliability[kind], n))
     for first, second in differences:
-        interval = np.percentile(resampled[first] - resampled[second], [2.5, 97.5])
-        summary.append((first, second, metric, single[first] - single[second], *interval, n))
-    return (
-        pd.DataFrame(points, columns=["map", "percent", "score"]),
-        pd.DataFrame(summary, columns=["map", "minus", "metric", "area", "low", "high", "n"]),
-    )
+        interval = jackknife_interval(lambda rows, a=first, b=second: area_of(a, rows) - area_of(b, rows), n)
+        lower = reliability[[first, second]].min()  # skips maps without masks
+        summary.append((first, second, metric, *map(float, interval), lower, n))
+    names = ["map", "minus", "metric", "area", "low", "high", "reliability", "n"]
+    return pd.DataFrame(points, columns=["map", "percent", "score"]), pd.DataFrame(summary, columns=names)
 
 
-def area(scores: Sequence[float], percent: np.ndarray = PERCENT) -> float:
+def area(scores: Sequence[float], percent: np.ndarray) -> float:
     """Area under a score's curve against the percentage, divided by 100: 0 to 100 for a score from 0 to 100."""
     return float(trapezoid(scores, percent)) / 100
 
@@ -228,7 +281,11 @@ def size(saliency: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def sizes(stored: Iterable[xr.Dataset]) -> pd.DataFrame:
-    """Mean size of SM^X, scaled to 0..1, over utterances: one row with metric, value, low, high (95 %) and n."""
-    areas = [size(min_max(maps.input_saliency.values)[0])[1] for maps in stored]
-    value, low, high = mean_interval(areas)
-    return pd.DataFrame([("size", value, low, high, len(areas))], columns=["metric", "value", "low", "high", "n"])
+    """Mean size of SM^X, scaled to 0..1, over utterances: one row with metric, value, low, high (95 %) and n.
+
+    reliability: see `sentence_reliability`; noise makes a map look less compact.
+    """
+    found = [(size(min_max(maps.input_saliency.values)[0])[1], sentence_reliability(maps, "SM^X")) for maps in stored]
+    areas, reliabilities = zip(*found, strict=True)
+    row = ("size", *mean_interval(areas), float(np.mean(reliabilities)), len(areas))
+    return pd.DataFrame([row], columns=["metric", "value", "low", "high", "reliability", "n"])

@@ -20,13 +20,12 @@ from torch import Tensor
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from xattn.analysis.intervals import mean_interval
+from xattn.analysis.intervals import jackknife_interval, mean_interval, rate_interval
 from xattn.data.utterance import Utterance
 from xattn.models import S2TModel
 from xattn.models.errors import NothingToExplain
 
 CHRF_ORDER = 6  # longest character n-grams of chrF
-RESAMPLES = 200  # bootstrap resamples of the utterances for a corpus score
 
 
 @cache
@@ -56,7 +55,7 @@ def _edits(reference: str, hypothesis: str) -> tuple[int, int]:
 class Metric:
     """A corpus score that depends on the texts only through a row of counts for each pair.
 
-    A bootstrap over utterances can then count once and draw rows.
+    A jackknife over utterances can then count once and leave out rows.
 
     counts: maps references and hypotheses to counts (n, k); score: maps counts to a number from 0 to 100 (a WER can
     exceed it).
@@ -101,6 +100,12 @@ def _chrf(counts: np.ndarray) -> float:
     precision = (matching[present] / written[present]).mean()
     recall = (matching[present] / said[present]).mean()
     return float(100 * 5 * precision * recall / (4 * precision + recall))
+
+
+def score_interval(metric: Metric, references: Sequence[str], hypotheses: Sequence[str]) -> tuple[float, float, float]:
+    """A corpus score with its 95 % jackknife interval over utterances: value, low, high."""
+    counts = metric.counts(references, hypotheses)
+    return tuple(float(each) for each in jackknife_interval(lambda rows: metric.score(counts[rows]), len(counts)))
 
 
 bleu, chrf = Metric(_bleu_counts, _bleu), Metric(_chrf_counts, _chrf)  # with the defaults of sacrebleu
@@ -191,8 +196,8 @@ def quality_table(model: S2TModel, utterances: Sequence[Utterance], direction: s
     Recordings that are too long for the model are skipped, and a printed line names each.
 
     Returns:
-        A long table with the columns model, setting, metric, value, low, high (95 % bootstrap over utterances) and n,
-        the number of utterances scored.
+        A long table with the columns model, direction, metric, value, low, high (95 % interval over utterances) and n,
+        the number of utterances scored. COMET is NaN if it is not installed.
 
     Raises:
         ValueError: no recording is short enough.
@@ -210,14 +215,12 @@ def quality_table(model: S2TModel, utterances: Sequence[Utterance], direction: s
     references = [utterance.reference(direction) for utterance in utterances]
     translated = "-" in direction
     texts = (references, hypotheses) if translated else normalised(references, hypotheses, target)
-    rng, n = np.random.default_rng(0), len(texts[0])
-    resampled = rng.integers(n, size=(RESAMPLES, n))
-    rows = []
-    for name, metric in ({"BLEU": bleu, "chrF": chrf} if translated else {"WER": word_error_rate}).items():
-        counts = metric.counts(*texts)
-        low, high = np.percentile([metric.score(counts[sample]) for sample in resampled], [2.5, 97.5])
-        rows.append((model.name, direction, name, metric.score(counts), low, high, n))
-    segments = comet([u.transcript for u in utterances], references, hypotheses) if translated else None
-    if segments is not None:
-        rows.append((model.name, direction, "COMET", *mean_interval(segments), n))
-    return pd.DataFrame(rows, columns=["model", "setting", "metric", "value", "low", "high", "n"])
+    n = len(texts[0])
+    if translated:
+        found = {name: score_interval(metric, *texts) for name, metric in {"BLEU": bleu, "chrF": chrf}.items()}
+        segments = comet([u.transcript for u in utterances], references, hypotheses)
+        found["COMET"] = (np.nan, np.nan, np.nan) if segments is None else mean_interval(segments)
+    else:
+        found = {"WER": tuple(100 * each for each in rate_interval(edits(*texts)))}
+    rows = [(model.name, direction, name, *interval, n) for name, interval in found.items()]
+    return pd.DataFrame(rows, columns=["model", "direction", "metric", "value", "low", "high", "n"])

@@ -1,114 +1,184 @@
-"""How much of a map is noise: split halves of the perturbations, and maps of few against many."""
+"""How much of a map is noise, and what rho would be without it; maps of few perturbations against maps of many."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from xattn.analysis.correlation import normalised_attention
-from xattn.analysis.normalisation import standardise
-from xattn.attribution.estimators import ESTIMATORS, estimate
+from xattn.analysis.normalisation import standardise, standardise_over_tokens
+from xattn.attribution.estimators import estimate
 from xattn.attribution.occlusion import Masks
-from xattn.maps import SPECIAL_TOKENS, drop_special_tokens, frames_of_steps, masks_of, reduce_to_steps
+from xattn.maps import drop_special_tokens, frames_of_steps, masks_of, reduce_to_steps
 
 LOW = 0.3  # below this reliability a map is mostly noise
+ENOUGH = 0.5  # below this mean reliability the limit of rho is not estimated
 
 
-def reliability(
-    scores: np.ndarray, masks: Masks, estimator: str, compared: Callable[[np.ndarray], np.ndarray]
-) -> float:
-    """Split-half reliability of a map: its expected correlation with a second map from as many other perturbations.
-
-    It is Pearson's correlation between the maps of two interleaved halves of the perturbations, corrected to their full
-    number by the Spearman-Brown formula. It is NaN if a half is constant or lacks a level of the partition.
+def half_maps(
+    scores: np.ndarray, masks: Masks, step_frames: np.ndarray, estimator: str, reduction: str = "2d_max"
+) -> np.ndarray | None:
+    """Maps from the two interleaved halves of the perturbations, in the form that is correlated with attention.
 
     Args:
         scores: (N, I).
-        compared: turns a map (I, *cells) into what is compared, of any shape.
+        step_frames: see `S2TModel.step_frames`.
+
+    Returns:
+        float64 (2, I, S), standardised per token and then reduced to steps; None if a half would lack a level of the
+        partition.
     """
-    if len(scores) < 2 * len(masks.partition.labels):
+    halves = half_cells(scores, masks, estimator)
+    return None if halves is None else np.stack([_compared(cells, step_frames, reduction) for cells in halves])
+
+
+def half_cells(
+    scores: np.ndarray, masks: Masks, estimator: str, used: np.ndarray | None = None
+) -> list[np.ndarray] | None:
+    """The two `half_maps` before any normalisation, float64 (I, *cells) each; of the perturbations `used` (N,)."""
+    levels = len(masks.partition.labels)
+    used = np.ones(len(scores), dtype=bool) if used is None else used
+    if used.sum() < 2 * levels:
+        return None
+    first = np.arange(len(scores)) // levels % 2 == 0  # each half has all levels
+    halves = used & first, used & ~first
+    return [estimate(scores, masks, estimator, half).cells(masks.partition.labels) for half in halves]
+
+
+def halves_of(maps: xr.Dataset, saliency: str, reduction: str = "2d_max") -> xr.DataArray | None:
+    """`half_maps` of stored maps, (half, token, step): stored for "2d_max", otherwise computed from the scores.
+
+    saliency: "input_saliency" or "encoder_saliency". None for maps without scores.
+    """
+    place = saliency.removesuffix("_saliency")
+    if f"{place}_halves" not in maps:
+        return None
+    halves = maps[f"{place}_halves"]
+    if reduction == "2d_max" or place == "encoder":  # maps on steps are not reduced
+        return halves
+    frames = frames_of_steps(maps, maps.time.values)
+    scores = maps[f"{place}_scores"].values
+    return halves.copy(data=half_maps(scores, masks_of(maps, place), frames, maps.estimator, reduction))
+
+
+def split_half_reliability(halves: np.ndarray | None) -> float:
+    """Reliability of a map: its expected correlation with a second map from as many other perturbations.
+
+    It is Pearson's correlation of the two half maps (2, I, S), corrected to the full number of perturbations by the
+    Spearman-Brown formula; NaN without halves or if one is constant.
+    """
+    if halves is None or not (np.ptp(halves[0]) and np.ptp(halves[1])):
         return math.nan
-    halves = np.arange(len(scores)) // len(masks.partition.labels) % 2 == 0  # each half has all levels
-    first, second = (
-        compared(estimate(scores, masks, estimator, used).cells(masks.partition.labels)).reshape(-1)
-        for used in (halves, ~halves)
-    )
-    if not (np.ptp(first) and np.ptp(second)):
-        return math.nan
-    r = stats.pearsonr(first, second).statistic
+    r = stats.pearsonr(*halves.reshape(2, -1)).statistic
     return float(2 * r / (1 + r))
 
 
-def map_reliability(
-    scores: np.ndarray, masks: Masks, tokens: list[str], step_frames: np.ndarray, estimator: str
-) -> float:
-    """`reliability` of a map in the form that is correlated with attention: without special tokens, on steps.
-
-    Args:
-        scores: (N, I), for the tokens (I,) of one hypothesis.
-        step_frames: see `S2TModel.step_frames`.
-    """
-    spoken = scores[:, ~np.isin(tokens, SPECIAL_TOKENS)]
-    return reliability(spoken, masks, estimator, lambda cells: _compared(cells, step_frames))
-
-
-def _compared(cells: np.ndarray, step_frames: np.ndarray) -> np.ndarray:
+def _compared(cells: np.ndarray, step_frames: np.ndarray, reduction: str = "2d_max") -> np.ndarray:
     """A map of cells (I, T, F) or steps (I, S) as it is compared with attention: (I, S)."""
     normalised = standardise(cells)
-    return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, step_frames)
+    return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, step_frames, reduction)
 
 
-def noise_ceiling(reliabilities: xr.DataArray) -> xr.DataArray:
-    """The square root of each reliability, which by classical test theory no correlation with the map exceeds.
+def attenuation(rho: xr.Dataset) -> xr.DataArray:
+    """By which factor noise in the maps lowers rho: (saliency,).
 
-    It is NaN where the halves disagree.
+    It is the overall rho of all masks over the value that this converges to with more masks. With n masks, rho^-p is
+    taken to be linear in 1/n, so that all masks and half of them give the limit; both are averaged over utterances
+    first. For maps that are linear in the scores p is 2, which is the classical correction for attenuation. For the
+    maximum over superpixels p is 1: its noise also moves the maximum to other cells. The notebook 28_estimators shows
+    bias and spread.
+
+    Args:
+        rho: from `correlate_all`.
+
+    Returns:
+        A factor from 0 to 1; NaN if the halves have lost so much that there is no limit. It is 1 for maps without
+        scores, whose noise is unknown.
     """
-    return np.sqrt(reliabilities.where(reliabilities > 0))
+    return rho.saliency.copy(data=attenuation_of(rho)(np.arange(rho.sizes["utterance"])))
 
 
-def corrected_for_noise(rho: xr.Dataset) -> xr.Dataset:
-    """Divide the results of `correlate_all` by their `noise_ceiling`: approximately what rho would be without noise.
+def attenuation_of(rho: xr.Dataset) -> Callable[[np.ndarray], np.ndarray]:
+    """`attenuation` as a function of the indices of utterances, which returns an array (saliency,)."""
+    overall = rho.overall.transpose("utterance", "saliency", "masks")
+    # pandas, because its means skip utterances without halves and are much faster than those of xarray.
+    everything, half = (pd.DataFrame(overall.sel(masks=part).values) for part in ("all", "half"))
+    linear, known = rho.saliency.isin(rho.attrs["linear"]).values, ~_without_scores(rho).values
 
-    The correction is not exact: the maximum of "2d_max" is not linear, so it is too small there; and a regression that
-    makes neighbouring steps similar raises rho as well as the reliability, so it is too large there.
+    def factor(rows: np.ndarray) -> np.ndarray:
+        found = attenuation_factor(everything.iloc[rows].mean(), half.iloc[rows].mean(), linear)
+        return np.where(known, found, 1.0)
+
+    return factor
+
+
+def attenuation_factor(everything: np.ndarray, half: np.ndarray, linear: np.ndarray) -> np.ndarray:
+    """`attenuation` from rho of all masks and of half of them, and whether the map is linear in the scores."""
+    power = np.where(linear, 2.0, 1.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lost = (np.asarray(everything) / np.where(np.asarray(half) > 0, half, np.nan)) ** power
+        factor = (2 - lost) ** (1 / power)  # rho^-p at infinity is 2 rho_all^-p - rho_half^-p
+    return np.where(lost < 2, np.minimum(factor, 1.0), np.nan)
+
+
+def _without_scores(rho: xr.Dataset) -> xr.DataArray:
+    return rho.saliency.isin(rho.attrs["without_scores"])
+
+
+def too_noisy(rho: xr.Dataset) -> xr.DataArray:
+    """Whether maps are too noisy to say what rho converges to: bool (saliency,). Unknown noise is not too much."""
+    enough = (rho.reliability.mean("utterance") >= ENOUGH) | _without_scores(rho)
+    return ~enough | attenuation(rho).isnull()
+
+
+def converged(rho: xr.Dataset) -> xr.Dataset:
+    """The variables of `correlate_all` without noise: rho of all masks over its `attenuation`, without the axis masks.
+
+    Every attention is compared with the same map, so that noise lowers the rho of all layers and heads by one factor.
     """
-    corrected = rho.drop_vars("reliability") / noise_ceiling(rho.reliability)
-    if "difference" in rho.saliency:
-        difference = corrected.sel(saliency="encoder") - corrected.sel(saliency="input")
-        corrected = corrected.where(corrected.saliency != "difference", difference)
-    return corrected
+    return rho.drop_vars("reliability").sel(masks="all", drop=True) / attenuation(rho)
 
 
-def convergence(maps: xr.Dataset, place: str) -> pd.DataFrame:
-    """Compare maps from the first few stored perturbations with the published mean of all later ones.
-
-    The first eightieth to tenth of the perturbations are used, at least 12 of them; the reference shares none of them.
+def convergence(
+    maps: xr.Dataset, place: str, estimators: Sequence[str], numbers: Sequence[int], blocks: int
+) -> pd.DataFrame:
+    """Compare maps from disjoint blocks of the stored perturbations with the map from all of them.
 
     Args:
         place: "input" (SM^X) or "encoder" (SM^H).
+        numbers: perturbations in a block; sizes of which fewer than two blocks are stored are left out.
+        blocks: the largest number of blocks of each size.
 
     Returns:
-        A long table with the columns source (the place), estimator, perturbations, r (Pearson's correlation of the maps
-        in the form that is compared with attention) and bias (of rho with attention averaged over layers and heads).
+        A long table with the columns saliency (the place), linear (see `correlate_all`), estimator, masks, block, r
+        (Pearson's correlation with the map from all perturbations, both in the form that is compared with attention),
+        everything and half (rho with attention averaged over layers and heads, for the block and on average for its
+        halves) and reliability. The rows of the map from all perturbations come first.
     """
     spoken = drop_special_tokens(maps)
     scores, masks = spoken[f"{place}_scores"].values, masks_of(maps, place)
-    numbers = [max(12, len(scores) // part) for part in (80, 40, 20, 10)]
-    attention = normalised_attention(maps.cross_attention.mean(["layer", "head"])).values.ravel()
+    attention = standardise_over_tokens(spoken.cross_attention.mean(["layer", "head"]).values).ravel()
     step_frames = frames_of_steps(maps, maps.time.values)
-    order = np.arange(len(scores))
+    order, linear = np.arange(len(scores)), maps.partition == "windows" or place == "encoder"
 
-    def compared(estimator: str, used: np.ndarray) -> np.ndarray:
+    def compared(estimator: str, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cells = estimate(scores, masks, estimator, used).cells(masks.partition.labels)
-        return _compared(cells, step_frames).ravel()
+        halves = half_cells(scores, masks, estimator, used)
+        return _compared(cells, step_frames), np.stack([_compared(each, step_frames) for each in halves])
 
-    reference, rows = compared("mean", order >= numbers[-1]), []
-    for number in dict.fromkeys(numbers):
-        for estimator in ESTIMATORS:
-            found = compared(estimator, order < number)
-            r, rho, expected = np.corrcoef([found, reference, attention])[np.triu_indices(3, 1)]
-            rows.append((place, estimator, number, r, rho - expected))
-    return pd.DataFrame(rows, columns=["source", "estimator", "perturbations", "r", "bias"])
+    def row(estimator: str, number: int, block: int, found: np.ndarray, halves: np.ndarray) -> tuple:
+        r = np.corrcoef(found.ravel(), reference.ravel())[0, 1]
+        everything, *half = (np.corrcoef(attention, each.ravel())[0, 1] for each in (found, *halves))
+        reliability = split_half_reliability(halves)
+        return place, linear, estimator, number, block, r, everything, np.mean(half), reliability
+
+    reference, halves = compared(maps.estimator, order >= 0)
+    rows = [row(maps.estimator, len(scores), 0, reference, halves)]
+    for number in (each for each in numbers if 2 * each <= len(scores)):
+        for block in range(min(blocks, len(scores) // number)):
+            used = order // number == block
+            rows += [row(name, number, block, *compared(name, used)) for name in estimators]
+    names = ["saliency", "linear", "estimator", "masks", "block", "r", "everything", "half", "reliability"]
+    return pd.DataFrame(rows, columns=names)

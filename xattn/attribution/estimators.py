@@ -1,4 +1,4 @@
-"""From the scores of perturbations to a map: the published mean, and a regression that needs fewer perturbations.
+"""From the scores of perturbations to a map: the published mean, and three estimators that need fewer perturbations.
 
 The published estimator (paper, section 3) credits a unit with the mean score of the perturbations that hid it. It is
 noisy for two reasons. Divergences are heavy-tailed, so a few perturbations dominate a mean; and each perturbation hides
@@ -45,6 +45,8 @@ class UnitScores:
         sums, counts = torch.zeros(scores.shape[1], units, dtype=torch.float64), np.zeros(units, dtype=np.int64)
         used = np.ones(len(scores), dtype=bool) if used is None else used
         for start in range(0, len(scores), BLOCK):
+            if not used[start : start + BLOCK].any():
+                continue
             levels, hidden = masks.draw(start, min(start + BLOCK, len(scores)))
             for level in np.unique(levels):
                 rows = np.flatnonzero((levels == level) & used[start : start + BLOCK])
@@ -87,7 +89,7 @@ class UnitWeights:
     def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitWeights":
         """Fit the scores (N, I) of all perturbations, or of those where `used` (N,) is True: solves an N x N system."""
         rows = np.arange(len(scores)) if used is None else np.flatnonzero(used)
-        hidden = masks.draw(0, rows[-1] + 1)[1][rows].astype(np.float64)  # (N, K)
+        hidden = masks.draw(rows[0], rows[-1] + 1)[1][rows - rows[0]].astype(np.float64)  # (N, K)
         gram = torch.from_numpy(hidden) @ torch.from_numpy(_covariance(masks.partition.labels) @ hidden.T)
         gram -= gram.mean(dim=0)
         gram -= gram.mean(dim=1, keepdim=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 CHECKPOINT_SECONDS = 10.0
+FIRST_CHECK = 60  # perturbations, before which a reliability is hardly more than noise
 CACHED = 2**19  # numbers that fit a processor's cache
 LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 NO_MEMORY = ("you tried to allocate", "STATUS_ALLOC_FAILED")  # torch's messages on a CPU, and from cuBLAS or cuDNN
@@ -117,6 +118,7 @@ def occlude(
     done: np.ndarray | None = None,
     checkpoint: Callable[[np.ndarray], None] | None = None,
     enough: Callable[[np.ndarray], bool] | None = None,
+    until: float | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
     """Score every perturbation: float32 (N, I).
@@ -126,8 +128,9 @@ def occlude(
         batch_size: perturbations scored at once; halved when memory runs out. It affects only rounding.
         done: scores of the first perturbations, from an interrupted run.
         checkpoint: called with all scores so far every CHECKPOINT_SECONDS.
-        enough: called with all scores so far after 200 perturbations and each time they have grown by a quarter; stops
-            early when it returns True.
+        enough: called with all scores so far after FIRST_CHECK perturbations and each time they have grown by half;
+            stops early when it returns True.
+        until: stops early at this time of `time.monotonic`, but not before one batch.
         progress: called with the number of perturbations scored so far.
 
     Raises:
@@ -164,12 +167,15 @@ def occlude(
             count = following
             if progress is not None:
                 progress(count)
-            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            now = time.monotonic()
+            if checkpoint is not None and now - saved > CHECKPOINT_SECONDS:
                 checkpoint(scores[:count])
-                saved = time.monotonic()
+                saved = now
+            if until is not None and now > until:
+                return scores[:count]
         if stop < masks.number and enough(scores[:stop]):
-            break
-    return scores[:stop]
+            return scores[:stop]  # scores of an interrupted run can go beyond it
+    return scores[:count]
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -189,7 +195,7 @@ def _keep(masks: Masks, labels: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _stops(number: int) -> list[int]:
-    stops = [200]
+    stops = [FIRST_CHECK]
     while stops[-1] < number:
-        stops.append(stops[-1] * 5 // 4)
+        stops.append(stops[-1] * 3 // 2)
     return [*stops[:-1], number]

@@ -73,14 +73,9 @@ class Utterance:
             raise ValueError(f"{where}: {error}") from error
 
     def text(self, direction: str) -> str:
-        """Return the transcript for a direction such as "en", or the translation for "en-it"; empty if unknown."""
-        return self.transcript if direction == self.language else self.translation
+        """Return the transcript for a direction such as "en", or the translation for "en-it"; empty if unknown.
 
-    def reference(self, direction: str) -> str:
-        """Return the text that a model should write: the transcript for "en", the translation for "en-it".
-
-        Raises:
-            ValueError: the utterance is in another language, or has no such text.
+        ValueError: the utterance is in another language, or translated into another one.
         """
         source, _, target = direction.partition("-")
         if source != self.language:
@@ -93,8 +88,14 @@ class Utterance:
                 f"Utterance {self.id} is translated into {self.target_language!r} and has no reference for the "
                 f"direction {direction!r}: use the direction '{self.language}-{self.target_language}'."
             )
-        kind = "translation" if target else "transcript"
-        text = getattr(self, kind)
+        return self.translation if target else self.transcript
+
+    def reference(self, direction: str) -> str:
+        """Return the text that a model should write: the transcript for "en", the translation for "en-it".
+
+        ValueError: there is no such text, or see `text`.
+        """
+        text, kind = self.text(direction), "translation" if "-" in direction else "transcript"
         if not text:
             raise ValueError(
                 f"Utterance {self.id} has no {kind}, which the direction {direction!r} needs: add it first."
