@@ -10,7 +10,7 @@ from scipy import stats
 from xattn.analysis.correlation import normalised_attention, normalised_saliency, saliencies_of
 from xattn.analysis.intervals import jackknife_interval, mean_interval
 from xattn.analysis.localisation import KINDS, REGIONS, regions, token_kinds, token_times
-from xattn.analysis.reliability import attenuation_factor, halves_of
+from xattn.analysis.reliability import ENOUGH, attenuation_factor, halves_of, split_half_reliability
 from xattn.data.utterance import Utterance
 from xattn.maps import drop_special_tokens
 
@@ -51,7 +51,8 @@ def by_part(stored: Iterable[xr.Dataset], corpus: Iterable[Utterance]) -> pd.Dat
 
     Returns:
         A long table: saliency, part ("everything", "single tokens", one of KINDS or of REGIONS), share (of the cells),
-        rho (as measured), reported (without noise), low, high and n, the utterances that have such cells.
+        rho (as measured), low, high, reliability (of the whole map), reported (without noise; empty if the map or the
+        part is too noisy), reported_low, reported_high and n, the utterances that have such cells.
     """
     utterances = {each.id: each for each in corpus}
     found = []
@@ -60,19 +61,28 @@ def by_part(stored: Iterable[xr.Dataset], corpus: Iterable[Utterance]) -> pd.Dat
         for name in saliencies_of(maps):
             attention, everything = compared(maps, name)
             halves = halves_of(maps, name)
-            halves = [] if halves is None else drop_special_tokens(halves).values
+            halves = None if halves is None else drop_special_tokens(halves).values
+            reliability = split_half_reliability(halves)
             for part, cells in parts.items():
                 rho = _rho_of_part(part, attention, everything, cells)
-                half = np.mean([_rho_of_part(part, attention, each, cells) for each in halves]) if len(halves) else rho
+                half = rho
+                if halves is not None:
+                    half = np.mean([_rho_of_part(part, attention, each, cells) for each in halves])
                 linear = name == "encoder_saliency" or maps.attrs.get("partition") == "windows"
-                found.append((name.removesuffix("_saliency"), part, cells.mean(), rho, half, linear))
-    columns = ["saliency", "part", "share", "rho", "half", "linear"]
+                found.append((name.removesuffix("_saliency"), part, cells.mean(), rho, half, linear, reliability))
+    columns = ["saliency", "part", "share", "rho", "half", "linear", "reliability"]
     rows = []
     for (saliency, part), group in pd.DataFrame(found, columns=columns).groupby(["saliency", "part"], sort=False):
         known = group.dropna(subset="rho")
-        reported = jackknife_interval(lambda chosen, known=known: _limit(known.iloc[chosen]), len(known))
-        rows.append((saliency, part, group.share.mean(), known.rho.mean(), *map(float, reported), len(known)))
-    return pd.DataFrame(rows, columns=["saliency", "part", "share", "rho", "reported", "low", "high", "n"])
+        reliability = group.reliability.mean()
+        reported = (np.nan,) * 3
+        if not reliability < ENOUGH:
+            reported = jackknife_interval(lambda chosen, known=known: _limit(known.iloc[chosen]), len(known))
+        measured = mean_interval(known.rho)
+        row = saliency, part, group.share.mean(), *measured, reliability, *map(float, reported), len(known)
+        rows.append(row)
+    intervals = ["rho", "low", "high", "reliability", "reported", "reported_low", "reported_high"]
+    return pd.DataFrame(rows, columns=["saliency", "part", "share", *intervals, "n"])
 
 
 def _parts(maps: xr.Dataset, utterance: Utterance | None) -> dict[str, np.ndarray]:

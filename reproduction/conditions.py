@@ -75,6 +75,11 @@ def find_maps(folder: str, conditions: Sequence[str]) -> str:
     for condition in conditions:
         if not Path(LAB, condition, INDEX).is_file():
             model, direction = condition.split("/")
+            if model not in mini["models"]:
+                raise ValueError(
+                    f"There are no maps of {condition}, and the profile {DEFAULT} has no model {model}: run "
+                    "`make reproduce` for its profile and set maps to their folder."
+                )
             language, _, target = direction.partition("-")
             corpus = load_corpus(mini["data"], language=language, split=mini["split"])[:FIRST]
             occlusion = Occlusion(**{key: mini[key] for key in OCCLUSION})

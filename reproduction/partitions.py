@@ -1,10 +1,11 @@
 """Partitions of the input compared: two pyramids of superpixels and windows of time, at equal numbers of masks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from reproduction.conditions import load_condition
 from reproduction.tables import NOISY, format_interval, without_noise
@@ -57,7 +58,7 @@ def compare_partitions(
     utterances = {each.id: each for each in corpus}
     rows, curves = [], {test: [] for test in ("deletion", "insertion")}
     for name, folder in folders.items():
-        rho = correlate_all(load_condition(folder, condition, len(utterances))).sel(saliency=["input"])
+        rho = correlate_all(_explained(folder, condition, utterances)).sel(saliency=["input"])
         measured, reliability = rho.overall.sel(saliency="input", masks="all").values, float(rho.reliability.mean())
         reported = jackknife_interval(without_noise(rho, "input", measured), len(measured))
         reported = [np.nan] * 3 if bool(too_noisy(rho).any()) else map(float, reported)
@@ -65,7 +66,7 @@ def compare_partitions(
         own |= _peaks(folder, condition, utterances)
         rows += [(name, "", quantity, *interval, reliability, len(measured)) for quantity, interval in own.items()]
         for test, tables in curves.items():
-            stored = load_condition(folder, condition, len(utterances))
+            stored = _explained(folder, condition, utterances)
             found = deletion_curves(model, stored, KINDS, Path(folder, "deletion"), test == "insertion", step)
             tables.append(found.assign(map=name + "|" + found["map"]))
     columns = ["partition", "minus", "quantity", "value", "low", "high", "reliability", "n"]
@@ -83,10 +84,15 @@ def compare_partitions(
     return pd.concat(parts, ignore_index=True)
 
 
+def _explained(folder: Path, condition: str, utterances: dict[str, Utterance]) -> Iterator[xr.Dataset]:
+    """The maps of the given utterances; those that were skipped are missing from every folder."""
+    return (item for item in load_condition(folder, condition, len(utterances)) if item.utterance in utterances)
+
+
 def _peaks(folder: Path, condition: str, utterances: dict[str, Utterance]) -> dict[str, tuple[float, float, float]]:
     """Intervals over utterances of the share of peaks of SM^X inside their words and of the mean distance, if known."""
     found = []
-    for item in load_condition(folder, condition, len(utterances)):
+    for item in _explained(folder, condition, utterances):
         times = token_times(item, utterances[item.utterance].words, condition.split("/")[1])
         distances = peak_distances(on_steps(item.input_saliency, item), times)
         distances = distances[~np.isnan(distances)]

@@ -116,7 +116,12 @@ STEPS = (
         needs=MAPS,
         folder="beyond",
     ),
-    Step("41_sanity", (*LOAD, "output", "utterances", "precision"), ("sanity.csv", "sanity.png"), folder="beyond"),
+    Step(
+        "41_sanity",
+        (*LOAD, "output", "utterances", "input_masks", "precision"),
+        ("sanity.csv", "sanity.png"),
+        folder="beyond",
+    ),
     Step(
         "90_findings",
         (*READ, "conditions", "reference"),

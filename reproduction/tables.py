@@ -124,5 +124,5 @@ def save(table: pd.DataFrame, path: str | Path, caption: str) -> None:
     names = [*table.index.names, *table.columns] if table.index.names[0] else list(table.columns)
     rows = table.reset_index() if table.index.names[0] else table
     rows = rows.set_axis([" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names], axis=1)
-    text = rows.fillna("").to_markdown(index=False, disable_numparse=True)
+    text = rows.astype(object).fillna("").to_markdown(index=False, disable_numparse=True)
     Path(path).write_text(f"{caption}\n\n{text}\n", encoding="utf-8")

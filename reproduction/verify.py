@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from reproduction.pipeline import AT_ONCE, CHANGED, NotebookFailed, leave_interrupted, plan, run
 from reproduction.profiles import load_profile, without_absent
@@ -44,6 +45,10 @@ def differences(committed: pd.DataFrame, fresh: pd.DataFrame) -> list[str]:
         old, new = committed[column], fresh[column]
         if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
             allowed = tolerance if column in MEASURED else WITHOUT_NOISE if column.startswith("reported") else 0.0
+            if column.endswith(("low", "high")) and "n" in committed:
+                # Student's interval multiplies a change of the standard deviation.
+                n = np.maximum(committed.n.fillna(2), 2)
+                allowed = allowed * (1 + stats.t.ppf(0.975, n - 1) / np.sqrt(n - 1))
             wrong = ~np.isclose(old, new, rtol=0, atol=allowed, equal_nan=True)
         else:
             wrong = (old.astype(object).fillna("").astype(str) != new.astype(object).fillna("").astype(str)).to_numpy()

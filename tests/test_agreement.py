@@ -45,7 +45,8 @@ def parts_of(table, saliency="encoder"):
 def test_rho_of_kinds_of_tokens(made):
     """Attention equals saliency for the starts of words and is its opposite for the other tokens."""
     table = by_part([constructed(made, PATTERN * np.array([[1], [1], [-1], [-1]]))], [])
-    assert table.columns.tolist() == ["saliency", "part", "share", "rho", "reported", "low", "high", "n"]
+    intervals = ["rho", "low", "high", "reliability", "reported", "reported_low", "reported_high"]
+    assert table.columns.tolist() == ["saliency", "part", "share", *intervals, "n"]
     for saliency in ("input", "encoder"):
         found = parts_of(table, saliency)
         assert found.index.tolist() == ["everything", "single tokens", *KINDS]
@@ -128,7 +129,7 @@ def test_parts_are_reported_without_noise(made, partition):
         pseudo = [4 * limit(np.arange(4)) - 3 * limit(np.delete(np.arange(4), row)) for row in range(4)]
         half_width = stats.t.ppf(0.975, 3) * np.std(pseudo, ddof=1) / 2
         expected = found.reported - half_width, found.reported + half_width
-        assert (found.low, found.high) == pytest.approx(expected, rel=1e-4)
+        assert (found.reported_low, found.reported_high) == pytest.approx(expected, rel=1e-4)
 
 
 def test_rank_correlations(made):

@@ -92,7 +92,7 @@ def explain_into(
     origin = determinants(model, audio, utterance.id, occlusion)
     if decoding is not None:
         origin["decoding"] = asdict(decoding)
-    if occlusion.reliability < 1:  # perturbations stop when the maps of all directions are reliable
+    if occlusion.reliability < 1 or occlusion.seconds:  # the number of perturbations depends on all directions
         origin["settings"] = sorted(directions)
     keys = {direction: store.key_of(origin | {"setting": direction}) for direction in directions}
     paths = {direction: store.path_of(folder, model.name, direction, utterance.id) for direction in directions}

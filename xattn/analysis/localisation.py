@@ -8,7 +8,7 @@ import xarray as xr
 
 from xattn.analysis.quality import normalise
 from xattn.data.utterance import Word
-from xattn.maps import SPECIAL_TOKENS, word_numbers
+from xattn.maps import SPECIAL_TOKENS, WORD_START, word_numbers
 
 PUNCTUATION = "punctuation"
 KINDS = ("word start", "continuation", PUNCTUATION)
@@ -22,7 +22,7 @@ def token_kinds(tokens: Sequence[str]) -> np.ndarray:
     for row, token in enumerate(tokens):
         if token in SPECIAL_TOKENS:
             kinds[row] = "special"
-        elif not any(character.isalnum() for character in token):
+        elif token.strip(WORD_START) and not any(character.isalnum() for character in token):
             kinds[row] = PUNCTUATION
     return kinds.astype(str)
 
