@@ -20,7 +20,7 @@ from xattn.attribution import occlusion
 from xattn.attribution.estimators import estimate
 from xattn.attribution.occlusion import Masks, Partition
 from xattn.attribution.segments import slic_pyramid
-from xattn.audio import mel_centres
+from xattn.audio import SAMPLE_RATE, mel_centres
 from xattn.explain import VERSION, Occlusion, explain, explain_directions
 from xattn.maps import masks_of
 from xattn.models import Decoding, load_model
@@ -673,3 +673,15 @@ def test_a_model_can_be_pickled_before_and_after_it_explains(tiny_folder, uttera
     for copy in copies:
         assert (copy.name, copy.weights_hash) == (model.name, model.weights_hash)
         xr.testing.assert_identical(without_seconds(quietly(copy, utterance)), without_seconds(maps))
+
+
+def test_a_channel_of_a_recording_is_explained(tmp_path, model, utterance):
+    samples, path = utterance.audio(), tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([samples, -samples], axis=1), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "mono.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"stereo\.wav has 2 channels that cancel each other .* such as channel=0\."):
+        quietly(model, path, language="en")
+    found = quietly(model, path, language="en", channel=0)
+    assert found.attrs["audio"] == quietly(model, tmp_path / "mono.wav", language="en").attrs["audio"]
+    with pytest.raises(ValueError, match=r"An Utterance has no channels: leave out channel, or give the recording its"):
+        quietly(model, utterance, channel=0)

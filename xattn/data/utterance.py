@@ -1,18 +1,23 @@
 """An utterance: one recording with its texts."""
 
 import hashlib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import soundfile
 
-from xattn.audio import SAMPLE_RATE, Recording, load_audio, seconds_of
+from xattn.audio import SAMPLE_RATE, Recording, check_file, is_placeholder, load_audio, seconds_of
 
 DURATION_TOLERANCE = 0.05  # seconds by which a manifest and the audio may disagree
 ID_BYTES = 200  # of UTF-8: file names may have 255, and those made from an id add an extension and a random part
+UNSAFE_ID = re.compile(r"[/\\\x00-\x1f\ud800-\udfff]|\A\.{0,2}\Z")  # surrogates: file names that are not valid text
 
 
 class Word(NamedTuple):
@@ -23,7 +28,7 @@ class Word(NamedTuple):
     end: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One recording and its texts. The audio stays on disk until `audio` is called, unless `samples` hold it.
 
@@ -33,6 +38,8 @@ class Utterance:
     words: the spoken words with their times, if they are known.
     manifest, row: the corpus that the utterance belongs to and its row there (the header is row 1).
     samples: mono float32 at 16 kHz, for a recording in memory.
+    start, end: the part of the file at `audio_path` that is the utterance, in seconds; `end` is None for a whole file.
+    phones: the phones with their times, if they are known.
     """
 
     id: str
@@ -50,6 +57,9 @@ class Utterance:
     manifest: Path | None = None
     row: int | None = None
     samples: np.ndarray | None = field(default=None, repr=False, compare=False)
+    start: float = 0.0
+    end: float | None = None
+    phones: tuple[Word, ...] = ()
 
     def __post_init__(self):
         check_id(self.id)
@@ -63,6 +73,8 @@ class Utterance:
         """
         if self.samples is not None:
             return self.samples
+        if self.end is not None:
+            return _part_of(self.audio_path, self.start, self.end)
         if self.manifest is None:
             return load_audio(self.audio_path)
         where = f"{self.manifest} row {self.row} (id {self.id})"
@@ -118,7 +130,10 @@ class Utterance:
         if not (self.sha256 and header.subtype == "PCM_16"):
             return self.audio_path
         try:
-            samples, rate = soundfile.read(self.audio_path, dtype="int16")
+            if is_placeholder(header.frames, header.frames / header.samplerate):  # soundfile needs the true length
+                samples, rate = (2**15 * load_audio(self.audio_path)).astype(np.int16), SAMPLE_RATE
+            else:
+                samples, rate = soundfile.read(self.audio_path, dtype="int16")
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{where}: {self.audio_path} is damaged ({error}): restore the file.") from error
         if hash_samples(samples) != self.sha256:
@@ -138,12 +153,14 @@ def utterance_from_file(path: str | Path, language: str, transcript: str = "") -
     return Utterance(path.stem, path, language, seconds_of(path), transcript=transcript)
 
 
-def utterance_from_recording(audio: Recording, rate: int | None = None, language: str = "") -> Utterance:
+def utterance_from_recording(
+    audio: Recording, rate: int | None = None, language: str = "", channel: int | None = None
+) -> Utterance:
     """Make an utterance, with its samples in memory, from anything that `load_audio` accepts.
 
     Its id is the file's name without extension or, for other recordings, a hash of the samples.
     """
-    samples = load_audio(audio, rate)
+    samples = load_audio(audio, rate, channel)
     seconds = samples.size / SAMPLE_RATE
     if isinstance(audio, str | PathLike):
         path = Path(fspath(audio))
@@ -154,25 +171,70 @@ def utterance_from_recording(audio: Recording, rate: int | None = None, language
 
 def check_id(id: str, where: str = "") -> None:
     """ValueError, starting with `where`: an id is not safe as a part of file names."""
-    try:
-        fits = len(id.encode()) <= ID_BYTES
-    except UnicodeEncodeError:  # a file name that is not valid text
-        fits = False
-    if not fits or id in ("", ".", "..") or any(character in "/\\" or ord(character) < 32 for character in id):
+    if UNSAFE_ID.search(id) or len(id.encode()) > ID_BYTES:
         raise ValueError(
             f"{where}The utterance id {id!r} cannot be part of a file name: choose one of at most {ID_BYTES} bytes "
             "without slashes, backslashes and control characters."
         )
 
 
+def folded(name: str) -> str:
+    """A name without case and in Unicode NFC: some file systems take two names for one if these are equal."""
+    return normalize("NFC", normalize("NFC", name).casefold())
+
+
+def check_unique(utterances: Iterable[Utterance]) -> None:
+    """ValueError: the ids of two utterances are equal or differ only in case or Unicode normalisation."""
+    seen: dict[str, Utterance] = {}
+    for utterance in utterances:
+        first = seen.setdefault(folded(utterance.id), utterance)
+        if first is not utterance:
+            raise ValueError(
+                f"The ids {first.id!r} of {first.audio_path} and {utterance.id!r} of {utterance.audio_path} are equal "
+                "without case and in Unicode NFC: rename one, or load a folder that holds only one of them."
+            )
+
+
+def nothing_selected(where: Path, present: Iterable[tuple[str, str]], **wanted: str | None) -> ValueError:
+    """The error for a corpus that has no utterance of the wanted language and split.
+
+    present: the (language, split) of all utterances.
+    """
+    asked = "".join(f" {name} {value!r}" for name, value in wanted.items() if value is not None)
+    choices = ", ".join(sorted({f"{language} {split}".strip() for language, split in present})) or "none"
+    return ValueError(f"{where} has no utterance{' of' * bool(asked)}{asked}: choose among {choices}.")
+
+
 def audio_header(path: Path, where: str):
-    """Return the header that soundfile reads. ValueError, starting with `where`: it cannot be read."""
+    """Return the header that soundfile reads, with the duration that `seconds_of` finds.
+
+    OSError or ValueError, starting with `where`: the file cannot be opened or read, or is incomplete.
+    """
     try:
-        return soundfile.info(path)
+        check_file(path)
+        header = soundfile.info(path)
+        header.duration = seconds_of(path)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{where}: {path} cannot be read: convert it to WAV or FLAC at {SAMPLE_RATE} Hz.") from error
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    return header
 
 
 def hash_samples(samples: np.ndarray) -> str:
     """SHA-256 of 16-bit samples in little-endian order."""
     return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+
+
+def _part_of(path: Path, start: float, end: float) -> np.ndarray:
+    """Samples of a recording at 16 kHz from `start` to `end` in seconds."""
+    samples = _decoded(path, path.stat().st_mtime_ns)[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    try:
+        return load_audio((SAMPLE_RATE, samples))
+    except ValueError as error:
+        raise ValueError(f"{path} from {start:g} to {end:g} s: {error}") from error
+
+
+@lru_cache(maxsize=1)  # the utterances of one recording usually follow each other
+def _decoded(path: Path, modified: int) -> np.ndarray:
+    return load_audio(path)
