@@ -316,7 +316,7 @@ def print_estimate(jobs: list[Job]) -> None:
     hours, gigabytes = 0.0, 0.0
     for job in jobs:
         line = f"{'stale' if job.stale else 'current':8} {job.name}" + (f" ({job.stale})" if job.stale else "")
-        if job.stale and "input_masks" in job.parameters:
+        if job.stale and "input_p" in job.parameters:  # it makes maps
             seconds, size = cost_of_maps(job.parameters)
             hours, gigabytes = hours + seconds / 3600, gigabytes + size / 1e9
             line += f": about {seconds / 60:.1f} min and {size / 1e6:.0f} MB"

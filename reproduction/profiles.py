@@ -1,9 +1,11 @@
 """Profiles: YAML files in notebooks/profiles that define a run, with its models, directions and parameters."""
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from xattn.analysis.faithfulness import percentages
 from xattn.explain import Occlusion
@@ -39,15 +41,96 @@ RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dic
 PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": [], "reference": ""}, {"subsampling": 4, "reference": ""}
 
 
-def load_profile(path: Path) -> dict:
-    """Read and check a profile. ValueError, FileNotFoundError: one sentence that names the file and the key."""
+class Yaml12Loader(yaml.SafeLoader):
+    """Reads YAML with the scalars of YAML 1.2's core schema; a key that is repeated in a mapping is an error.
+
+    PyYAML follows YAML 1.1, in which 016 is 14, 1:30 is 90, and no, yes, on and off are booleans.
+    """
+
+    yaml_implicit_resolvers = {}
+    yaml_constructors = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if not isinstance(node, yaml.MappingNode):
+            raise ConstructorError(None, None, "a mapping is needed here", node.start_mark)
+        mapping = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ConstructorError(None, None, "a key must be a text or a number", key_node.start_mark)
+            if key in mapping:
+                raise ConstructorError(None, None, f"the key {key!r} is repeated", key_node.start_mark)
+            mapping[key] = self.construct_object(value_node, deep=True)
+        return mapping
+
+    def construct_core_scalar(self, node: yaml.ScalarNode) -> object:
+        """The value of a scalar of one of the types in SCALARS."""
+        name, text = node.tag.rpartition(":")[2], self.construct_scalar(node)
+        pattern, value, _ = SCALARS[name]
+        try:
+            if pattern.fullmatch(text):
+                return value(text)
+        except ValueError:  # an integer of more digits than Python converts
+            pass
+        raise ConstructorError(None, None, f"{text[:40]!r} is not of the type {name}", node.start_mark)
+
+
+# Pattern, constructor and first characters of each type of scalar (YAML 1.2.2, section 10.3.2).
+SCALARS = {
+    "null": (re.compile(r"~|null|Null|NULL|"), lambda text: None, ["~", "n", "N", ""]),
+    "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true", [*"tTfF"]),
+    "int": (
+        re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+        lambda text: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
+        [*"-+0123456789"],
+    ),
+    "float": (
+        re.compile(
+            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", re.ASCII
+        ),
+        lambda text: float(re.sub(r"\.(inf|nan)", r"\1", text.lower())),
+        [*"-+0123456789."],
+    ),
+}
+for name, (pattern, _, first) in SCALARS.items():
+    tag = f"tag:yaml.org,2002:{name}"
+    Yaml12Loader.add_implicit_resolver(tag, re.compile(rf"(?:{pattern.pattern})\Z"), first)
+    Yaml12Loader.add_constructor(tag, Yaml12Loader.construct_core_scalar)
+for name, construct in (
+    ("str", Yaml12Loader.construct_yaml_str),
+    ("seq", Yaml12Loader.construct_yaml_seq),
+    ("map", Yaml12Loader.construct_yaml_map),
+):
+    Yaml12Loader.add_constructor(f"tag:yaml.org,2002:{name}", construct)
+Yaml12Loader.add_constructor(None, Yaml12Loader.construct_undefined)
+
+
+def read_yaml(path: Path) -> object:
+    """The content of a YAML 1.2 file in UTF-8. ValueError, OSError: one sentence that names the file."""
     try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_bytes().decode("utf-8-sig"), Yaml12Loader)
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is not encoded in UTF-8 (see line {line}): save it again in UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{where} is not valid YAML ({' '.join(problem.split())}): correct it there.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it there.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not valid YAML (it is nested too deeply): correct it there.") from None
+
+
+def load_profile(path: Path) -> dict:
+    """Read and check a profile. ValueError, OSError: one sentence that names the file and the key."""
+    try:
+        profile = read_yaml(path)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml"))) or "none"
         raise FileNotFoundError(f"There is no profile {path}; profiles in {path.parent}: {known}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it there.") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
     if not isinstance(profile, dict):
         raise ValueError(f"{path} must be a mapping with the keys {', '.join(PROFILE_KEYS)}.")
     released = "released" in profile

@@ -15,8 +15,9 @@ from scipy.signal import correlate
 
 from xattn.audio import SAMPLE_RATE, load_audio
 from xattn.data import europarl
-from xattn.data.corpus import load_corpus, read_rows
-from xattn.data.europarl import Defects, Segment, prepare, read_segments
+from xattn.data.corpus import load_corpus
+from xattn.data.europarl import Defects, Segment, prepare, read_segments, utterances_from_europarl
+from xattn.data.tables import read_rows
 
 DATA = Path(__file__).parents[1] / "data"
 # The rate of each speech's m4a file, and its number of segments.
@@ -277,7 +278,7 @@ def test_a_damaged_speech_does_not_affect_the_others(root, tmp_path, decoded):
     speech = root / f"en/audios/{SPEECH}.m4a"
     whole = speech.read_bytes()
     speech.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"segments\.lst line 1: .*{SPEECH}\.m4a cannot be read as audio: .*"):
+    with pytest.raises(ValueError, match=rf"segments\.lst line 1: .*{SPEECH}\.m4a ends after \d+ of the \d+ bytes"):
         prepare(root, tmp_path / "corpus")
     assert len(decoded) == 4 and not (tmp_path / "corpus/manifest.csv").exists()
     speech.write_bytes(whole)
@@ -425,6 +426,108 @@ def test_a_segment_holds_the_speech_from_start_to_end(tmp_path_factory, stretche
     for segment, (start, end) in zip(segments, stretches, strict=True):
         found, _ = soundfile.read(folder / segment.audio, dtype="int16")
         np.testing.assert_array_equal(found, samples[round(100 * start) * 160 : round(100 * end) * 160])
+
+
+def test_the_archive_itself_is_a_corpus(root, tmp_path, archive, capsys, decoded):
+    utterances = load_corpus(root, split="test")
+    assert capsys.readouterr().out == f"{root} is read as EuroParl-ST: 9 utterances; en-it, it-en; test.\n"
+    prepared = prepare(root, tmp_path / "corpus")
+    for own, cut in zip(utterances, prepared, strict=True):
+        for name in ("id", "language", "target_language", "split", "transcript", "translation"):
+            assert getattr(own, name) == getattr(cut, name)
+        assert own.duration == pytest.approx(cut.duration, abs=1e-3)
+        np.testing.assert_allclose(own.audio(), cut.audio(), atol=0.51 / 2**15)  # half a step of 16-bit samples
+    assert load_corpus(root, language="it") == utterances[5:]
+    assert load_corpus(root / "en/it") == load_corpus(root / "en/it/test") == utterances[:5]
+    assert load_corpus(root.parent, language="en", split="test") == utterances[:5]
+
+
+def test_speeches_of_the_archive_are_decoded_when_they_are_needed(root, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("xattn.data.utterance.load_audio", lambda audio: decoded.append(audio) or load_audio(audio))
+    utterances = utterances_from_europarl(root, language="en")
+    assert decoded == []
+    parts = [utterance.audio() for utterance in utterances[:3]]
+    assert [path.name for path in decoded if isinstance(path, Path)] == [f"{SPEECH}.m4a"]
+    parts[0][:] = 0  # is a copy
+    assert utterances[0].audio().any()
+
+
+def test_a_part_of_a_speech_that_is_silent_raises(root, monkeypatch):
+    silence = np.zeros(9 * SAMPLE_RATE, np.float32)
+    monkeypatch.setattr("xattn.data.utterance._decoded", lambda path, modified: silence)
+    with pytest.raises(ValueError, match=rf"{SPEECH}\.m4a from 0\.25 to [\d.]+ s: The audio given is silent"):
+        utterances_from_europarl(root)[0].audio()
+
+
+def test_other_directions_of_the_archive(root):
+    for target in ("de", "fr"):
+        shutil.copytree(root / "en/it", root / f"en/{target}")
+        (root / f"en/{target}/test/segments.it").rename(root / f"en/{target}/test/segments.{target}")
+    assert {(u.language, u.target_language) for u in load_corpus(root)} == {("en", "it"), ("it", "en")}
+    assert {u.target_language for u in load_corpus(root / "en/de")} == {"de"}
+    shutil.rmtree(root / "en/it")
+    shutil.rmtree(root / "it/en")
+    with pytest.raises(ValueError, match=r"has translations from en into de, fr: give the folder .*, such as en/de\."):
+        load_corpus(root)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: (r / IT).unlink(), r"There is no .*segments\.it: unpack the archive again\."),
+        (
+            lambda r: without_last_line(r / EN),
+            r"segments\.en has 4 lines, but segments\.lst has 5, .*; unpack the arch",
+        ),
+        (
+            lambda r: edit(r / LST, f"{SPEECH} 0.25", f"{SPEECH} a"),
+            r"segments\.lst line 1 is '.* a .*', but a spe.*; unp",
+        ),
+        (
+            lambda r: (r / f"en/audios/{SPEECH}.m4a").unlink(),
+            r"line 1 names the speech .*, which is missing; unpack the",
+        ),
+        (
+            lambda r: shutil.rmtree(r / "en/audios"),
+            r"line 1 names .* missing \(and there are 1 more defects\); unpack",
+        ),
+        (
+            lambda r: (r / f"en/audios/{SPEECH}.m4a").write_bytes(b"no"),
+            rf"lst line 1: .*{SPEECH}\.m4a cannot be read as",
+        ),
+        (
+            lambda r: shutil.copytree(r / "en", r / "copy/en"),
+            r"v1\.1 holds two copies of EuroParl-ST 1\.1, .*v1\.1 and .*copy: give one of them",
+        ),
+    ],
+)
+def test_faults_of_the_archive(root, damage, message):
+    damage(root)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load_corpus(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_segments_beyond_their_speech_raise(root):
+    *_, line = (root / LST).read_text().splitlines()
+    name, start, _ = line.split()
+    edit(root / LST, line, f"{name} {start} 99")
+    with pytest.raises(ValueError, match=rf"lst line 5 ends at 99 s, but .*{name}\.m4a lasts only [\d.]+ s: unpack"):
+        load_corpus(root)
+
+
+def test_segments_of_the_archive_without_text_are_counted(root, capsys):
+    lines = (root / EN).read_text(encoding="utf-8").split("\n")
+    (root / EN).write_text("\n".join([lines[0], " ", *lines[2:]]), encoding="utf-8")
+    assert [u.id for u in load_corpus(root, language="en")][:2] == [f"{SPEECH}_1", f"{SPEECH}_3"]
+    assert f"{root}: segments skipped without transcript or translation: 1.\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has no utterance of language 'de': choose among en test, it test\."):
+        load_corpus(root, language="de")
+    with pytest.raises(
+        FileNotFoundError, match=r"There is no segments\.lst in .*audios: give the folder of EuroParl-ST"
+    ):
+        utterances_from_europarl(root / "en/audios")
 
 
 def test_dev_can_be_prepared_beside_test(archive, root, tmp_path):

@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 from xattn.analysis.correlation import correlate
 from xattn.data.corpus import load_corpus
+from xattn.data.europarl import utterances_from_europarl
+from xattn.data.layouts import utterances_from_common_voice, utterances_from_librispeech, utterances_from_timit
 from xattn.data.readers import utterances_from_dataset, utterances_from_folder, utterances_from_table
 from xattn.data.utterance import Utterance, utterance_from_file
 from xattn.explain import Occlusion, explain
@@ -28,7 +30,11 @@ __all__ = [
     "load_maps",
     "load_model",
     "utterance_from_file",
+    "utterances_from_common_voice",
     "utterances_from_dataset",
+    "utterances_from_europarl",
     "utterances_from_folder",
+    "utterances_from_librispeech",
     "utterances_from_table",
+    "utterances_from_timit",
 ]

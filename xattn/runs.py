@@ -90,6 +90,8 @@ def explain_into(
     """
     audio = utterance.audio_path.read_bytes() if utterance.samples is None else utterance.samples.tobytes()
     origin = determinants(model, audio, utterance.id, occlusion)
+    if utterance.end is not None:
+        origin["part"] = [utterance.start, utterance.end]
     if decoding is not None:
         origin["decoding"] = asdict(decoding)
     if occlusion.reliability < 1 or occlusion.seconds:  # the number of perturbations depends on all directions

@@ -2,8 +2,8 @@
 
 ROOT is the unpacked archive: `<language>/audios/<speech>.m4a` and `<source>/<target>/<split>/` with `segments.lst`
 (lines of `<speech> <start> <end>`, in seconds) and the texts `segments.<source>` and `segments.<target>`, line by line.
-FOLDER becomes a corpus for `xattn.load_corpus`. The paper's en and en-it are en/it/test, its it and it-en are
-it/en/test.
+FOLDER becomes a corpus with a manifest; `utterances_from_europarl` reads ROOT itself. The paper's en and en-it are
+en/it/test, its it and it-en are it/en/test.
 
 EuroParl-ST (Iranzo-Sánchez et al. 2020, arXiv 1911.03167) is licensed CC BY-NC 4.0, and so are its segments.
 """
@@ -15,13 +15,13 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xattn.audio import SAMPLE_RATE, load_audio
-from xattn.data.corpus import claim, load_corpus, write_audio, write_manifest, written_audio
-from xattn.data.utterance import Utterance, check_id
+from xattn.audio import SAMPLE_RATE, load_audio, seconds_of
+from xattn.data.manifest import claim, utterances_from_manifest, write_audio, write_manifest, written_audio
+from xattn.data.utterance import Utterance, check_id, check_unique, nothing_selected
 from xattn.files import hash_file, write_whole
 
 SOURCE = "EuroParl-ST 1.1"
@@ -98,7 +98,12 @@ def prepare(
         OSError: there is too little disk space.
     """
     root, folder, defects = Path(root), Path(folder), Defects()
-    segments = [s for split in splits for pair in PAIRS for s in read_segments(root, *pair, split, defects)]
+    segments = [
+        segment
+        for split in splits
+        for source, target in PAIRS
+        for segment in read_segments(root, source, target, split, defects, SEGMENTS.get((source, split)))
+    ]
     defects.refuse(partial)
     claim(folder, SOURCE)
     speeches: dict[Path, list[Segment]] = {}
@@ -132,11 +137,101 @@ def prepare(
     write_whole(folder / "SHA256SUMS", sums.encode())
     write_whole(folder / "README.md", card.encode())
     print(card, flush=True)
-    return load_corpus(folder)
+    return utterances_from_manifest(folder)
 
 
-def read_segments(root: Path, source: str, target: str, split: str, defects: Defects) -> list[Segment]:
-    """The segments of one direction whose speeches and texts exist, in the order of segments.lst."""
+def utterances_from_europarl(
+    root: str | Path, *, language: str | None = None, split: str | None = None
+) -> list[Utterance]:
+    """Make an utterance from each segment of EuroParl-ST as it is distributed, in the order of segments.lst.
+
+    Speeches are decoded when an utterance's `audio` is called. `prepare` cuts them beforehand and checks that the
+    paper's test sets are complete. If the archive has the paper's directions, en-it and it-en, only these are read.
+    Segments without transcript or translation are skipped and counted in a printed line.
+
+    Args:
+        root: the unpacked archive, or its folder of one direction or split, such as `en/de` or `en/de/dev`.
+        language: keep only segments of speeches in this language.
+        split: keep only this part, such as "test".
+
+    Raises:
+        FileNotFoundError: there is no segments.lst.
+        ValueError: a file or line is missing or damaged, a language has several target languages, or no segment has
+            this language and split.
+    """
+    root, defects = Path(root), Defects()
+    files = [file.absolute() for depth in range(5) for file in sorted(root.glob("*/" * depth + "segments.lst"))]
+    if not files:
+        raise FileNotFoundError(f"There is no segments.lst in {root}: give the folder of {SOURCE}.")
+    parts: dict[tuple[str, str, str], Path] = {}  # the archive of each source, target and split
+    for file in files:
+        part, archive = (file.parents[2].name, file.parents[1].name, file.parents[0].name), file.parents[3]
+        if part in parts:
+            raise ValueError(f"{root} holds two copies of {SOURCE}, {parts[part]} and {archive}: give one of them.")
+        parts[part] = archive
+    if any((source, target) in PAIRS for source, target, _ in parts):
+        parts = {part: archive for part, archive in parts.items() if part[:2] in PAIRS}
+    selected = [part for part in parts if language in (None, part[0]) and split in (None, part[2])]
+    if not selected:
+        raise nothing_selected(root, {(source, own) for source, _, own in parts}, language=language, split=split)
+    targets: dict[str, set[str]] = {}
+    for source, target, _ in selected:
+        targets.setdefault(source, set()).add(target)
+    for source, found in targets.items():
+        if len(found) > 1:
+            raise ValueError(
+                f"{root} has translations from {source} into {', '.join(sorted(found))}: give the folder of one "
+                f"direction, such as {source}/{min(found)}."
+            )
+    for part in selected:
+        for text in part[:2]:
+            file = parts[part].joinpath(*part, f"segments.{text}")
+            if not file.is_file():
+                raise FileNotFoundError(f"There is no {file}: unpack the archive again.")
+    segments = [segment for part in selected for segment in read_segments(parts[part], *part, defects)]
+    if defects.missing:
+        first, more = defects.missing[0].removesuffix("."), len(defects.missing) - 1
+        raise ValueError(f"{first}{f' (and there are {more:,} more defects)' * (more > 0)}; unpack the archive again.")
+    if defects.unusable:
+        print(f"{root}: segments skipped without transcript or translation: {len(defects.unusable):,}.", flush=True)
+    utterances = [*_uncut(segments)]
+    check_unique(utterances)
+    return utterances
+
+
+def _uncut(segments: Sequence[Segment]) -> Iterator[Utterance]:
+    """An utterance for each segment, which is a part of its speech."""
+    seconds: dict[Path, float] = {}
+    for segment in segments:
+        if segment.speech not in seconds:
+            try:
+                seconds[segment.speech] = seconds_of(segment.speech)
+            except (OSError, ValueError) as error:
+                raise type(error)(f"{segment.where}: {error}") from error
+        last = min(segment.end, seconds[segment.speech])
+        if segment.end > last + OVERHANG or segment.start >= last:
+            raise ValueError(_too_late(segment, seconds[segment.speech])[:-1] + ": unpack the archive again.")
+        yield Utterance(
+            id=segment.id,
+            audio_path=segment.speech,
+            language=segment.language,
+            duration=last - segment.start,
+            split=segment.split,
+            transcript=segment.transcript,
+            translation=segment.translation,
+            target_language=segment.target_language,
+            start=segment.start,
+            end=segment.end,
+        )
+
+
+def read_segments(
+    root: Path, source: str, target: str, split: str, defects: Defects, expected: int | None = None
+) -> list[Segment]:
+    """The segments of one direction whose speeches and texts exist, in the order of segments.lst.
+
+    expected: how many lines the complete list has; None if that is unknown.
+    """
     folder = root / source / target / split
     files = [folder / f"segments.{kind}" for kind in ("lst", source, target)]
     for file in files:
@@ -151,8 +246,7 @@ def read_segments(root: Path, source: str, target: str, split: str, defects: Def
                 "together."
             )
             return []
-    expected = SEGMENTS.get((source, split), len(lines))
-    if len(lines) != expected:
+    if expected is not None and len(lines) != expected:
         defects.missing.append(f"{files[0]} lists {len(lines):,} segments, but {SOURCE} has {expected:,}.")
     segments, seen, absent = [], Counter(), set()
     for number, (line, transcript, translation) in enumerate(zip(lines, *texts, strict=True), start=1):
@@ -190,11 +284,13 @@ def cut(segments: list[Segment], folder: Path, origins: dict[Segment, str], defe
     for segment in segments:
         samples = audio[round(segment.start * SAMPLE_RATE) : round(segment.end * SAMPLE_RATE)]
         if segment.end > seconds + OVERHANG or not samples.size:
-            defects.missing.append(
-                f"{segment.where} ends at {segment.end:g} s, but {speech} lasts only {seconds:.3f} s."
-            )
+            defects.missing.append(_too_late(segment, seconds))
         else:
             write_audio(folder / segment.audio, samples, origins[segment])
+
+
+def _too_late(segment: Segment, seconds: float) -> str:
+    return f"{segment.where} ends at {segment.end:g} s, but {segment.speech} lasts only {seconds:.3f} s."
 
 
 def _times(line: str) -> tuple[float, float]:

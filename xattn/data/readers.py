@@ -1,69 +1,113 @@
 """Utterances from a folder of recordings, a table, or a Hugging Face dataset."""
 
 import hashlib
+import re
 import tempfile
 from pathlib import Path
+from sys import intern
 
 from xattn.audio import load_audio, seconds_of
-from xattn.data.corpus import claim, load_corpus, rows_by_id, write_audio, write_manifest, written_audio
-from xattn.data.utterance import Utterance, check_id, utterance_from_file
+from xattn.data.manifest import claim, utterances_from_manifest, write_audio, write_manifest, written_audio
+from xattn.data.tables import number_in, read_text, rows_with_ids, where_in
+from xattn.data.utterance import Utterance, check_id, folded, nothing_selected, utterance_from_file
 
+RECORDING = re.compile(
+    r"[^.].*\.(3gp|aac|aifc|aiff?|amr|ape|au|avi|caf|flac|gsm|m4[abv]|mk[av]|mov|mp[234]|mpe?g|nist|og[agv]|opus|rf64|snd"
+    r"|sph|spx|voc|w64|wave?|webm|wm[av]|wv)",
+    re.IGNORECASE | re.DOTALL,
+)  # the names of recordings, unless hidden
 TABLE_COLUMNS = ("id", "audio", "language")
 SOURCE = "a dataset"  # what a manifest calls a Hugging Face dataset
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a file's name says that it is a recording."""
+    return RECORDING.fullmatch(path.name) is not None
 
 
 def utterances_from_folder(folder: str | Path, language: str) -> list[Utterance]:
     """Make an utterance from each recording in a folder, of any format and rate, in the order of their names.
 
-    The transcript of `talk.m4a` is `talk.txt`, if that exists. Hidden files and subfolders are ignored.
+    The transcript of `talk.m4a` is `talk.txt`, if that exists. Names are compared without case and in Unicode NFC.
+    Every file ending in .txt must be a transcript, so that a misspelt name is noticed; other files that are no
+    recordings (subtitles, notes, hidden files) are ignored, and so are subfolders.
 
     Raises:
         FileNotFoundError: there is no recording.
-        ValueError: a file is neither a recording nor the transcript of one, or two recordings have the same name.
+        ValueError: a recording cannot be read, a transcript has no recording, or two files have the same name.
     """
     folder = Path(folder)
-    files = sorted(p for p in folder.glob("*") if p.is_file() and not p.name.startswith("."))
-    texts = {path.stem: path for path in files if path.suffix == ".txt"}
-    recordings = {}
-    for path in files:
-        if path.suffix != ".txt" and recordings.setdefault(path.stem, path) != path:
-            raise ValueError(f"{path} has the name of {recordings[path.stem].name}: rename one of the recordings.")
+    recordings, texts = {}, {}
+    for path in sorted(folder.glob("*")):
+        text = path.suffix.lower() == ".txt" and not path.name.startswith(".")
+        if not (text or is_recording(path)) or path.is_dir():
+            continue
+        own, kind = (texts, "transcripts") if text else (recordings, "recordings")
+        first = own.setdefault(folded(path.stem), path)
+        if first is not path:
+            raise ValueError(
+                f"{path} has the name of {first.name}, compared without case and in Unicode NFC: rename one of the "
+                f"{kind}."
+            )
     if not recordings:
-        raise FileNotFoundError(f"There is no recording in {folder}: give the folder that holds the audio files.")
-    for stem, path in texts.items():
-        if stem not in recordings:
+        raise FileNotFoundError(
+            f"There is no recording in {folder}: give the folder that holds the audio files (.wav, .flac, .mp3, ...)."
+        )
+    for name, path in texts.items():
+        if name not in recordings:
             raise ValueError(f"{path} has no recording of its name beside it: rename it, or put it elsewhere.")
     return [
-        utterance_from_file(path, language, _text(texts[stem]) if stem in texts else "")
-        for stem, path in recordings.items()
+        utterance_from_file(path, language, " ".join(read_text(texts[name]).split()) if name in texts else "")
+        for name, path in recordings.items()
     ]
 
 
-def utterances_from_table(table: str | Path) -> list[Utterance]:
+def utterances_from_table(
+    table: str | Path, *, language: str | None = None, split: str | None = None
+) -> list[Utterance]:
     """Make an utterance from each row of a CSV or Parquet file; recordings can have any format and rate.
 
     Required columns are id, audio (path relative to the table's folder) and language; optional ones are transcript,
-    translation, target_language and split. Others are ignored.
+    translation, target_language, split and duration (s). Others are ignored. Without durations every recording is
+    opened, so a large table is read faster with them.
+
+    The cells of a CSV file are separated by commas, semicolons or tabs, and numbers have a decimal point. It is encoded
+    in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Args:
+        table: the file.
+        language: keep only utterances in this language.
+        split: keep only this part of the table.
 
     Raises:
         FileNotFoundError: the table or a recording is missing.
-        ValueError: a column is missing or a row is not valid.
+        ValueError: a column is missing, a row is not valid, or no utterance has this language and split.
         ImportError: pyarrow, which reads Parquet, is not installed.
     """
     table = Path(table)
     if not table.is_file():
         raise FileNotFoundError(f"There is no {table}: give a CSV or Parquet file with one row for each utterance.")
-    utterances = []
-    for id, (number, row) in rows_by_id(table, TABLE_COLUMNS).items():
-        path = table.parent / row["audio"]
-        try:
-            duration = seconds_of(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"{table} row {number} (id {id}): {error}") from error
-        texts = {name: row.get(name, "") for name in ("split", "transcript", "translation", "target_language")}
-        utterances.append(Utterance(id, path, row["language"], duration, **texts))
-    if not utterances:
+    utterances, present, folder, known = [], set(), table.parent, {}
+    for number, row in rows_with_ids(table, TABLE_COLUMNS):
+        own = intern(row["language"]), intern(row.get("split", ""))  # one string for all rows
+        present.add(own)
+        if language in (None, own[0]) and split in (None, own[1]):
+            path = folder / row["audio"]
+            utterance = Utterance(
+                id=row["id"],
+                audio_path=path,
+                language=own[0],
+                duration=_duration(table, number, row, path, known),
+                split=own[1],
+                transcript=row.get("transcript", ""),
+                translation=row.get("translation", ""),
+                target_language=intern(row.get("target_language", "")),
+            )
+            utterances.append(utterance)
+    if not present:
         raise ValueError(f"{table} has no rows: add one for each utterance.")
+    if not utterances:
+        raise nothing_selected(table, present, language=language, split=split)
     return utterances
 
 
@@ -130,14 +174,32 @@ def utterances_from_dataset(
             row |= {"split": str(dataset.split or ""), "source": SOURCE}
             row |= _write(folder / row["audio"], recording[audio], Path(scratch, "recording"), where)
     write_manifest(folder, rows)
-    return load_corpus(folder)
+    return utterances_from_manifest(folder)
 
 
-def _text(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not encoded in UTF-8: save it again as text in UTF-8.") from error
+def _duration(table: Path, number: int, row: dict[str, str], path: Path, known: dict[str, float]) -> float:
+    """Length of a recording in seconds: from the column `duration` if there is one, from the recording otherwise.
+
+    known: the lengths of recordings that were opened, because rows can share one. The first recording is always opened,
+    to notice a column in other units.
+    """
+    stated = number_in(table, number, row, "duration")
+    if stated is not None and known:
+        if not path.is_file():
+            raise FileNotFoundError(f"{where_in(table, number, row)}: There is no audio file {path}: check the path.")
+        return stated
+    seconds = known.get(row["audio"])
+    if seconds is None:
+        try:
+            seconds = known[row["audio"]] = seconds_of(path)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"{where_in(table, number, row)}: {error}") from error
+    if stated is not None and abs(stated - seconds) > max(1, 0.1 * seconds):
+        raise ValueError(
+            f"{where_in(table, number, row)}: {path} lasts {seconds:.3f} s, but the column duration says {stated:g} s: "
+            "correct the column, or leave it out."
+        )
+    return seconds if stated is None else stated
 
 
 def _texts(dataset, columns: dict[str, str | None]) -> list[dict[str, str]]:
@@ -152,9 +214,11 @@ def _texts(dataset, columns: dict[str, str | None]) -> list[dict[str, str]]:
             raise ValueError(f"{where} has an empty {', '.join(empty)}: filter such rows out first.")
         row = {"id": f"{number:06}", "translation": ""} | texts
         check_id(row["id"], f"{where}: ")
-        if row["id"] in rows:
-            raise ValueError(f"{where} repeats the id {row['id']}: set id to another column, or leave it out.")
-        rows[row["id"]] = row
+        if rows.setdefault(folded(row["id"]), row) is not row:
+            raise ValueError(
+                f"{where} repeats the id {row['id']}, compared without case and in Unicode NFC: set id to another "
+                "column, or leave it out."
+            )
     if not rows:
         raise ValueError("The dataset has no rows: choose another split.")
     return [*rows.values()]
