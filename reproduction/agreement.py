@@ -78,6 +78,8 @@ def by_part(stored: Iterable[xr.Dataset], corpus: Iterable[Utterance]) -> pd.Dat
         reported = (np.nan,) * 3
         if not reliability < ENOUGH:
             reported = jackknife_interval(lambda chosen, known=known: _limit(known.iloc[chosen]), len(known))
+            if len(known) > 1 and np.isnan(reported[1]):  # it has a limit only thanks to one utterance
+                reported = (np.nan,) * 3
         measured = mean_interval(known.rho)
         row = saliency, part, group.share.mean(), *measured, reliability, *map(float, reported), len(known)
         rows.append(row)
