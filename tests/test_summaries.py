@@ -214,12 +214,12 @@ def test_aggregates_are_compared_with_single_heads():
 
 
 def test_the_best_aggregate_is_chosen_on_other_utterances():
-    """One utterance makes the first layer the best on average; it is chosen for the others, but not for itself."""
+    """One utterance makes the first layer the best on average; it is chosen for the other half, but not for its own."""
     layers = np.array([[0.9, 0.3], [0.25, 0.3], [0.25, 0.3], [0.25, 0.3]])
     rho = correlations(by_layer=layers, by_head=np.zeros((4, 1)), overall=np.zeros(4))
     best = summaries.best_aggregate(rho, pd.DataFrame({"value": []})).iloc[0]
     assert best.chosen == "layer 1"
-    assert best["ours, measured"] == round((0.3 + 3 * 0.25) / 4, 3)
+    assert best["ours, measured"] == round((2 * 0.3 + 2 * 0.25) / 4, 3)
 
 
 def test_aggregates_of_noisy_maps_are_too_noisy():
