@@ -18,7 +18,8 @@ from transformers import Speech2TextFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
 from xattn import audio as xa
-from xattn.audio import cmvn, is_placeholder, load_audio, log_mel, mel_centres, seconds_of
+from xattn.audio import cmvn, load_audio, log_mel, mel_centres, seconds_of
+from xattn.containers import is_placeholder
 from xattn.data.utterance import Utterance, hash_samples, utterance_from_recording
 
 RATE = xa.SAMPLE_RATE

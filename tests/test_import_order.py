@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the bottom up; modules on one line do not import each other, except inside a package.
 LAYERS = (
+    ("containers",),
     ("audio", "files"),
     ("models", "data"),
     ("attribution",),
