@@ -10,7 +10,7 @@ from scipy import stats
 from xattn.analysis.correlation import normalised_attention, normalised_saliency, saliencies_of
 from xattn.analysis.intervals import jackknife_interval, mean_interval
 from xattn.analysis.localisation import KINDS, REGIONS, regions, token_kinds, token_times
-from xattn.analysis.reliability import ENOUGH, attenuation_factor, halves_of, split_half_reliability
+from xattn.analysis.reliability import ENOUGH, attenuation_factor, halves_of, is_linear, split_half_reliability
 from xattn.data.utterance import Utterance
 from xattn.maps import drop_special_tokens
 
@@ -59,6 +59,7 @@ def by_part(stored: Iterable[xr.Dataset], corpus: Iterable[Utterance]) -> pd.Dat
     for maps in stored:
         parts = _parts(maps, utterances.get(maps.utterance))
         for name in saliencies_of(maps):
+            place = name.removesuffix("_saliency")
             attention, everything = compared(maps, name)
             halves = halves_of(maps, name)
             halves = None if halves is None else drop_special_tokens(halves).values
@@ -68,8 +69,8 @@ def by_part(stored: Iterable[xr.Dataset], corpus: Iterable[Utterance]) -> pd.Dat
                 half = rho
                 if halves is not None:
                     half = np.mean([_rho_of_part(part, attention, each, cells) for each in halves])
-                linear = name == "encoder_saliency" or maps.attrs.get("partition") == "windows"
-                found.append((name.removesuffix("_saliency"), part, cells.mean(), rho, half, linear, reliability))
+                linear = is_linear(maps, place)
+                found.append((place, part, cells.mean(), rho, half, linear, reliability))
     columns = ["saliency", "part", "share", "rho", "half", "linear", "reliability"]
     rows = []
     for (saliency, part), group in pd.DataFrame(found, columns=columns).groupby(["saliency", "part"], sort=False):

@@ -8,12 +8,12 @@ import pandas as pd
 import xarray as xr
 
 from reproduction.conditions import load_condition
-from reproduction.tables import NOISY, format_interval, without_noise
+from reproduction.tables import NOISY, format_interval, reported_interval
 from xattn.analysis.correlation import correlate_all
 from xattn.analysis.faithfulness import areas, deletion_curves
-from xattn.analysis.intervals import jackknife_interval, mean_interval
+from xattn.analysis.intervals import mean_interval
 from xattn.analysis.localisation import peak_distances, token_times
-from xattn.analysis.reliability import convergence, too_noisy
+from xattn.analysis.reliability import convergence
 from xattn.attribution.segments import PYRAMIDS, same_segment, segment_numbers, slic_pyramid
 from xattn.data.utterance import Utterance
 from xattn.maps import on_steps
@@ -60,9 +60,7 @@ def compare_partitions(
     for name, folder in folders.items():
         rho = correlate_all(_explained(folder, condition, utterances)).sel(saliency=["input"])
         measured, reliability = rho.overall.sel(saliency="input", masks="all").values, float(rho.reliability.mean())
-        reported = jackknife_interval(without_noise(rho, "input", measured), len(measured))
-        reported = [np.nan] * 3 if bool(too_noisy(rho).any()) else map(float, reported)
-        own = {"rho": mean_interval(measured), "reported": reported}
+        own = {"rho": mean_interval(measured), "reported": reported_interval(rho, "input", measured)}
         own |= _peaks(folder, condition, utterances)
         rows += [(name, "", quantity, *interval, reliability, len(measured)) for quantity, interval in own.items()]
         for test, tables in curves.items():

@@ -18,6 +18,7 @@ from reproduction.tables import (
     format_interval,
     format_reported,
     paper_values,
+    reported_interval,
     save,
     without_noise,
 )
@@ -135,13 +136,13 @@ def faithfulness(
 # Table 1: reductions
 
 
-def reductions(rho: dict[str, xr.Dataset], areas: pd.DataFrame | None = None) -> pd.DataFrame:
+def reductions(rho: dict[str, xr.Dataset], decoded: pd.DataFrame | None = None) -> pd.DataFrame:
     """Compare the reductions of SM^X, and 2D max with each of the others.
 
     Args:
         rho: the result of `correlate_all` for each of REDUCTIONS.
-        areas: `faithfulness` of the reduced maps ("SM^X 2d_max" and so on) with their differences from 2D max, if there
-            is a model to decode with.
+        decoded: `faithfulness` of the reduced maps ("SM^X 2d_max" and so on) with their differences from 2D max, if
+            there is a model to decode with.
 
     Returns:
         A long table: reduction, minus (the one that is subtracted, or empty), quantity ("deletion", "insertion", "rho",
@@ -156,7 +157,7 @@ def reductions(rho: dict[str, xr.Dataset], areas: pd.DataFrame | None = None) ->
     n, about = len(values[best]), rho[best].attrs
     rows = [(name, "", "rho", *mean_interval(values[name]), reliability[name]) for name in REDUCTIONS]
     rows += [
-        (name, "", "reported", *map(float, jackknife_interval(limits[name], n)), reliability[name])
+        (name, "", "reported", *reported_interval(rho[name], "input", values[name]), reliability[name])
         for name in REDUCTIONS
     ]
     for name in others:
@@ -165,10 +166,10 @@ def reductions(rho: dict[str, xr.Dataset], areas: pd.DataFrame | None = None) ->
     columns = ["reduction", "minus", "quantity", "value", "low", "high", "reliability"]
     table = pd.DataFrame(rows, columns=columns).assign(n=n)
     noisy = [name for name, each in chosen.items() if bool(too_noisy(each).any())]
-    unknown = (table.quantity == "reported") & (table.reduction.isin(noisy) | table.minus.isin(noisy))
+    unknown = (table.minus != "") & (table.reduction.isin(noisy) | table.minus.isin(noisy))
     table.loc[unknown, ["value", "low", "high"]] = np.nan
-    if areas is not None:
-        decoded = areas.rename(columns={"map": "reduction", "area": "value"})
+    if decoded is not None:
+        decoded = decoded.rename(columns={"map": "reduction", "area": "value"})
         decoded = decoded.assign(quantity=decoded.metric.str.partition(",")[0])
         for column in ("reduction", "minus"):
             decoded[column] = decoded[column].str.removeprefix("SM^X ")
@@ -269,7 +270,7 @@ def arranged_heads(table: pd.DataFrame) -> pd.DataFrame:
 def single_heads_and_averages(rho: xr.Dataset) -> pd.DataFrame:
     """Single heads against averages, without noise, as text: one row for each kind of saliency.
 
-    The best head and the best layer are chosen for each utterance on the others.
+    The best head and the best layer are chosen for each half of the utterances on the other half.
     """
     rows = {}
     for saliency, symbol in (("input", "rho(CA, SM^X)"), ("encoder", "rho(CA, SM^H)")):
@@ -290,16 +291,14 @@ def single_heads_and_averages(rho: xr.Dataset) -> pd.DataFrame:
 
 def _without_noise_text(rho: xr.Dataset, saliency: str, values: np.ndarray, digits: int = 3) -> str:
     """The limit of correlations (n,) with its interval as text, or "too noisy"."""
-    if bool(too_noisy(rho.sel(saliency=[saliency])).any()):
-        return NOISY
-    value, low, high = jackknife_interval(without_noise(rho, saliency, values), len(values))
-    return f"{value:z.{digits}f} ({low:z.{digits}f} to {high:z.{digits}f})"
+    value, low, high = reported_interval(rho, saliency, values)
+    return NOISY if np.isnan(value) else f"{value:z.{digits}f} ({low:z.{digits}f} to {high:z.{digits}f})"
 
 
 def best_aggregate(rho: xr.Dataset, paper: pd.DataFrame) -> pd.DataFrame:
     """The highest rho(CA, SM^X) among layer averages, head averages and the average of everything, and the paper's.
 
-    It is chosen for each utterance on the others; `chosen` is the one with the highest mean.
+    It is chosen for each half of the utterances on the other half; `chosen` is the one with the highest mean.
     """
     own = rho.sel(saliency="input", masks="all")
     candidates = np.column_stack([own.by_layer, own.by_head, own.overall])
@@ -324,8 +323,8 @@ def layer_averages(rho: dict[str, xr.Dataset]) -> pd.DataFrame:
 def arranged_layers(table: pd.DataFrame, rho: dict[str, xr.Dataset]) -> pd.DataFrame:
     """rho(CA, SM^X) of `layer_averages` as text, layers by conditions, with the paper's best aggregate.
 
-    Layers and their mean are without noise; "best, ours" is the highest of them, chosen for each utterance on the
-    others.
+    Layers and their mean are without noise; "best, ours" is the highest of them, chosen for each half of the utterances
+    on the other half.
     """
     text = table.assign(text=format_reported(table))
     wide = text.pivot(index="layer", columns=CONDITION, values="text")[[tuple(each.split("/")) for each in rho]]

@@ -94,6 +94,13 @@ def without_noise(rho: xr.Dataset, saliency: str, values: np.ndarray) -> Callabl
     return lambda rows: float(values[rows].mean() / factor(rows)[0])
 
 
+def reported_interval(rho: xr.Dataset, saliency: str, values: np.ndarray) -> tuple[float, float, float]:
+    """The limit of correlations (n,) with its interval, value, low and high; NaN if the maps are too noisy for it."""
+    if bool(too_noisy(rho.sel(saliency=[saliency])).any()):
+        return (np.nan,) * 3
+    return tuple(map(float, jackknife_interval(without_noise(rho, saliency, values), len(values))))
+
+
 def format_interval(
     table: pd.DataFrame, value: str, digits: int = 2, bounds: tuple[str, str] = ("low", "high")
 ) -> pd.Series:

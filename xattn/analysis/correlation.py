@@ -7,7 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from xattn.analysis.normalisation import standardise, standardise_over_tokens
-from xattn.analysis.reliability import halves_of, split_half_reliability
+from xattn.analysis.reliability import halves_of, is_linear, split_half_reliability
 from xattn.maps import SALIENCIES, drop_special_tokens, on_steps
 
 
@@ -124,7 +124,8 @@ def correlate_all(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.D
     joined = xr.concat(rows, "utterance").transpose("saliency", "masks", "utterance", "layer", "head")
     about = {name: item.attrs[name] for name in ("model", "setting", "estimator")}
     unknown = [name for name in joined.saliency.values.tolist() if f"{name}_scores" not in item]
-    return joined.assign_attrs(about, linear=linear_saliencies(item, reduction), without_scores=unknown)
+    linear = [place for place in ("input", "encoder") if is_linear(item, place, reduction)]
+    return joined.assign_attrs(about, linear=linear, without_scores=unknown)
 
 
 def _all_and_half(maps: xr.Dataset, saliency: str, reduction: str) -> xr.Dataset:
@@ -137,16 +138,6 @@ def _all_and_half(maps: xr.Dataset, saliency: str, reduction: str) -> xr.Dataset
         half = xr.concat([_correlate_normalised(averages, each) for each in halves], "half").mean("half")
     both = xr.concat([rho, half], xr.DataArray(["all", "half"], dims="masks", name="masks"))
     return both.assign(reliability=split_half_reliability(None if halves is None else halves.values))
-
-
-def linear_saliencies(maps: xr.Dataset, reduction: str) -> list[str]:
-    """Which of "input" and "encoder" is linear in the scores, up to the reduction.
-
-    A maximum over superpixels is not. The windows of a time partition are constant over bands and longer than a step,
-    so that their maximum is almost a mean.
-    """
-    means = reduction == "2d_avg" or maps.attrs.get("partition") == "windows"
-    return ["input", "encoder"] if means else ["encoder"]
 
 
 def saliencies_of(maps: xr.Dataset) -> list[str]:

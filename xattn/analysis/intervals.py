@@ -83,7 +83,7 @@ def chosen_on_others(values: np.ndarray) -> np.ndarray:
     even = np.arange(len(values)) % 2 == 0
     chosen = np.empty(len(values))
     for own, others in ((even, ~even), (~even, even)):
-        chosen[own] = values[own][:, values[others if others.any() else own].mean(axis=0).argmax()] if own.any() else 0
+        chosen[own] = values[own][:, values[others if others.any() else own].mean(axis=0).argmax()]
     return chosen
 
 

@@ -81,6 +81,15 @@ def _compared(cells: np.ndarray, step_frames: np.ndarray, reduction: str = "2d_m
     return normalised if normalised.ndim == 2 else reduce_to_steps(normalised, step_frames, reduction)
 
 
+def is_linear(maps: xr.Dataset, place: str, reduction: str = "2d_max") -> bool:
+    """Whether the map of a place, "input" or "encoder", is linear in the scores, up to the reduction.
+
+    A maximum over superpixels is not. The windows of a time partition are constant over bands and longer than a step,
+    so that their maximum is almost a mean.
+    """
+    return place == "encoder" or reduction == "2d_avg" or maps.attrs.get("partition") == "windows"
+
+
 def attenuation(rho: xr.Dataset) -> xr.DataArray:
     """By which factor noise in the maps lowers rho: (saliency,).
 
@@ -161,7 +170,7 @@ def convergence(
     scores, masks = spoken[f"{place}_scores"].values, masks_of(maps, place)
     attention = standardise_over_tokens(spoken.cross_attention.mean(["layer", "head"]).values).ravel()
     step_frames = frames_of_steps(maps, maps.time.values)
-    order, linear = np.arange(len(scores)), maps.partition == "windows" or place == "encoder"
+    order, linear = np.arange(len(scores)), is_linear(maps, place)
 
     def compared(estimator: str, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cells = estimate(scores, masks, estimator, used).cells(masks.partition.labels)

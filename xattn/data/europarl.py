@@ -21,7 +21,7 @@ from pathlib import Path
 
 from xattn.audio import SAMPLE_RATE, load_audio, seconds_of
 from xattn.data.manifest import claim, utterances_from_manifest, write_audio, write_manifest, written_audio
-from xattn.data.utterance import Utterance, check_id, check_unique, nothing_selected
+from xattn.data.utterance import Utterance, check_id, check_unique, located, nothing_selected
 from xattn.files import hash_file, write_whole
 
 SOURCE = "EuroParl-ST 1.1"
@@ -204,10 +204,8 @@ def _uncut(segments: Sequence[Segment]) -> Iterator[Utterance]:
     seconds: dict[Path, float] = {}
     for segment in segments:
         if segment.speech not in seconds:
-            try:
+            with located(segment.where):
                 seconds[segment.speech] = seconds_of(segment.speech)
-            except (OSError, ValueError) as error:
-                raise type(error)(f"{segment.where}: {error}") from error
         last = min(segment.end, seconds[segment.speech])
         if segment.end > last + OVERHANG or segment.start >= last:
             raise ValueError(_too_late(segment, seconds[segment.speech])[:-1] + ": unpack the archive again.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from xattn.audio import SAMPLE_RATE, seconds_of
 from xattn.data.readers import is_recording
 from xattn.data.tables import number_in, read_rows, read_text
-from xattn.data.utterance import DURATION_TOLERANCE, Utterance, Word, check_unique, folded, nothing_selected
+from xattn.data.utterance import DURATION_TOLERANCE, Utterance, Word, check_unique, folded, located, nothing_selected
 
 DEPTH = 5  # of sub-folders in which files of a corpus are looked for
 COMMON_VOICE_SPLITS = ("train", "dev", "test")  # the official ones, which share no clip
@@ -236,10 +236,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _seconds(path: Path, where: str) -> float:
-    try:
+    with located(where):
         return seconds_of(path)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{where}: {error}") from error
 
 
 def _lists(place: Path, split: str | None) -> list[Path]:

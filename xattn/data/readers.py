@@ -9,7 +9,7 @@ from sys import intern
 from xattn.audio import load_audio, seconds_of
 from xattn.data.manifest import claim, utterances_from_manifest, write_audio, write_manifest, written_audio
 from xattn.data.tables import number_in, read_text, rows_with_ids, where_in
-from xattn.data.utterance import Utterance, check_id, folded, nothing_selected, utterance_from_file
+from xattn.data.utterance import Utterance, check_id, folded, located, nothing_selected, utterance_from_file
 
 RECORDING = re.compile(
     r"[^.].*\.(3gp|aac|aifc|aiff?|amr|ape|au|avi|caf|flac|gsm|m4[abv]|mk[av]|mov|mp[234]|mpe?g|nist|og[agv]|opus|rf64|snd"
@@ -190,10 +190,8 @@ def _duration(table: Path, number: int, row: dict[str, str], path: Path, known: 
         return stated
     seconds = known.get(row["audio"])
     if seconds is None:
-        try:
+        with located(where_in(table, number, row)):
             seconds = known[row["audio"]] = seconds_of(path)
-        except (OSError, ValueError) as error:
-            raise type(error)(f"{where_in(table, number, row)}: {error}") from error
     if stated is not None and abs(stated - seconds) > max(1, 0.1 * seconds):
         raise ValueError(
             f"{where_in(table, number, row)}: {path} lasts {seconds:.3f} s, but the column duration says {stated:g} s: "

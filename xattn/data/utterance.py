@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from os import PathLike, fspath
@@ -211,14 +212,22 @@ def audio_header(path: Path, where: str):
     OSError or ValueError, starting with `where`: the file cannot be opened or read, or is incomplete.
     """
     try:
-        check_file(path)
-        header = soundfile.info(path)
-        header.duration = seconds_of(path)
+        with located(where):
+            check_file(path)
+            header = soundfile.info(path)
+            header.duration = seconds_of(path)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{where}: {path} cannot be read: convert it to WAV or FLAC at {SAMPLE_RATE} Hz.") from error
+    return header
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put `where` in front of the message of an OSError or ValueError about a recording."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from error
-    return header
 
 
 def hash_samples(samples: np.ndarray) -> str:
