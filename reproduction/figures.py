@@ -147,7 +147,7 @@ def intervals(
 def convergence(table: pd.DataFrame, title: str) -> Figure:
     """Draw how maps from few masks agree with a reference: r, the error of rho as measured, and of rho as reported.
 
-    table: from `reproduction.summaries.convergence_table`. There is one column for each condition and saliency.
+    table: from `reproduction.estimators.convergence_table`. There is one column for each condition and saliency.
     """
     symbols = {"input": "SM$^X$", "encoder": "SM$^H$"}
     quantities = {"r": "r with the reference", "measured": r"error of $\rho$" "\nas measured"}

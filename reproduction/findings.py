@@ -6,6 +6,7 @@ its rows (Bonferroni), so that the chance of any wrong verdict within a finding 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ SCALES = [("base", "small"), ("base", "large"), ("small", "large")]  # a smaller
 SCALES += [tuple(PUBLISHED.get(model, model) for model in models) for models in SCALES]
 LEAST = 8  # utterances for a verdict
 VERDICTS = ("holds", "does not hold", "undecided", NOISY, "not available")
+COMPARED = ("tab5.csv", "findings.csv")  # with a longer run
 BEST_REDUCTION = "2D max is the best reduction"  # from tab1
 DELETION = {  # from tab6, by the two maps of the difference
     ("SM^X 2d_max", "CA"): "SM^X reduced beats CA",
@@ -139,6 +141,27 @@ def compare_reported(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFra
     first, second = (each[[*keys, "reported"]] for each in overall)
     both = first.merge(second.rename(columns={"reported": "reference"}), "inner", on=keys)
     return both.assign(difference=both.reported - both.reference)
+
+
+def comparison(output: Path, reference: Path, root: Path) -> str:
+    """How results compare with those of a longer run, as text."""
+    (mixing, judged), (their_mixing, theirs) = (
+        [pd.read_csv(folder / name) for name in COMPARED] for folder in (output, reference)
+    )
+    name = reference.relative_to(root).as_posix()
+    if list(mixing.columns) != list(their_mixing.columns):
+        return f"Not compared with {name}, whose tables have other columns: run its profile again."
+    reported = compare_reported(mixing, their_mixing)
+    largest = reported.difference.abs().max()
+    moved, common = changed(judged, theirs)
+    lines = [
+        f"Compared with {name}:",
+        reported.round(3).to_string(index=False),
+        f"Largest difference of a reported rho: {largest:.3f}; too noisy: {reported.reported.isna().sum()} of "
+        f"{len(reported)}.",
+        f"Verdicts: {common} in both, {len(moved)} differ, {len(contradictions(moved))} contradict.",
+    ]
+    return "\n".join(lines)
 
 
 def _within(condition: str, rho: xr.Dataset) -> Iterator[Row]:

@@ -16,9 +16,7 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-
-from reproduction import findings
+from reproduction.findings import COMPARED, comparison
 from reproduction.profiles import OCCLUSION, load_profile, require_inputs, without_absent
 from reproduction.provenance import cells, digest_code, digest_files, digest_model, provenance, recorded, versions
 from reproduction.tables import PAPER, ROOT
@@ -61,7 +59,6 @@ class Step:
     folder: str = "paper"
 
 
-COMPARED = ("tab5.csv", "findings.csv")  # with a longer run
 CHANGED = "something it depends on has changed"
 
 LOAD = ("profile", "data", "model", "split", "device")
@@ -404,27 +401,6 @@ def run(
     reference = root / profile["reference"]
     if profile["reference"] and all((reference / name).is_file() for name in COMPARED):
         print(comparison(root / output, reference, root))
-
-
-def comparison(output: Path, reference: Path, root: Path) -> str:
-    """How results compare with those of a longer run, as text."""
-    (mixing, judged), (their_mixing, theirs) = (
-        [pd.read_csv(folder / name) for name in COMPARED] for folder in (output, reference)
-    )
-    name = reference.relative_to(root).as_posix()
-    if list(mixing.columns) != list(their_mixing.columns):
-        return f"Not compared with {name}, whose tables have other columns: run its profile again."
-    reported = findings.compare_reported(mixing, their_mixing)
-    largest = reported.difference.abs().max()
-    moved, common = findings.changed(judged, theirs)
-    lines = [
-        f"Compared with {name}:",
-        reported.round(3).to_string(index=False),
-        f"Largest difference of a reported rho: {largest:.3f}; too noisy: {reported.reported.isna().sum()} of "
-        f"{len(reported)}.",
-        f"Verdicts: {common} in both, {len(moved)} differ, {len(findings.contradictions(moved))} contradict.",
-    ]
-    return "\n".join(lines)
 
 
 def leave_interrupted() -> None:

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from reproduction import summaries
+from reproduction import estimators, summaries
 from reproduction.tables import MEAN, correlation_table
 from xattn import Occlusion, explain_corpus, load_maps
 from xattn.analysis.quality import wer
@@ -329,7 +329,7 @@ def convergence_rows():
 
 
 def test_few_masks_are_compared_with_the_reported_value_of_all():
-    table = summaries.convergence_table(convergence_rows())
+    table = estimators.convergence_table(convergence_rows())
     assert set(table.masks) == {100} and set(table.n) == {1, 2}
     found = table.set_index(["saliency", "estimator", "quantity"])
     assert found.value["input", "mean", "r"] == pytest.approx(0.85)
@@ -353,23 +353,25 @@ def test_few_masks_are_compared_with_the_reported_value_of_all():
 def test_spread_and_interval_are_those_of_blocks():
     rows = convergence_rows()
     rows.loc[rows.block == 1, "r"] -= 0.2
-    found = summaries.convergence_table(rows).set_index(["saliency", "estimator", "quantity"]).loc["input", "mean", "r"]
+    found = (
+        estimators.convergence_table(rows).set_index(["saliency", "estimator", "quantity"]).loc["input", "mean", "r"]
+    )
     assert (found.value, found.low, found.high) == pytest.approx(student([0.85, 0.65]))
     assert found.spread == pytest.approx(np.std([0.85, 0.65], ddof=1))
 
 
 def test_convergence_is_arranged_by_estimator():
-    text = summaries.arranged_convergence(summaries.convergence_table(convergence_rows()))
+    text = estimators.arranged_convergence(estimators.convergence_table(convergence_rows()))
     assert text.index.names == ["condition", "saliency", "masks"] and len(text) == 2
     assert text["r", "mean"]["base/en", "input", 100] == "0.850 ± 0.000"
     assert [*text.columns.unique(0)] == ["r", "measured", "reported"]
     rows = convergence_rows()
     rows.loc[rows.masks == 400, "half"] = 0.1  # the reference has no limit
-    assert [*summaries.arranged_convergence(summaries.convergence_table(rows)).columns.unique(0)] == ["r"]
+    assert [*estimators.arranged_convergence(estimators.convergence_table(rows)).columns.unique(0)] == ["r"]
 
 
 def test_the_first_conditions_of_models():
-    assert summaries.first_of_models(["base/en", "small/it", "small/en", "large/en"], 2) == ["base/en", "small/it"]
+    assert estimators.first_of_models(["base/en", "small/it", "small/en", "large/en"], 2) == ["base/en", "small/it"]
 
 
 def test_an_utterance_is_chosen_by_length_or_name(folder):
