@@ -155,10 +155,13 @@ def deletion_curves(
     for maps in stored:
         if not maps.reference:
             raise ValueError(f"{maps.utterance} has no reference for {maps.setting!r}: add it to the corpus first.")
-        key = hash_value({"maps": maps.attrs["key"], "insertion": insertion, "step": step, "version": VERSION}, 16)
+        blank = {"maps": maps.attrs["key"], "version": VERSION}  # is the same for deletion and insertion
+        keys = {BLANK: hash_value(blank, 16)}
+        keys |= dict.fromkeys(kinds, hash_value(blank | {"insertion": insertion, "step": step}, 16))
         texts = {}
-        for kind in (BLANK, *kinds):
-            path = folder / maps.model / maps.setting / f"{maps.utterance}-{name}-{kind}.json"
+        for kind, key in keys.items():
+            file = f"{maps.utterance}-{BLANK if kind == BLANK else f'{name}-{kind}'}.json"
+            path = folder / maps.model / maps.setting / file
             texts[kind] = load_texts(path, key)
             if texts[kind] is None:
                 texts[kind] = _decoded(model, maps, kind, insertion, step)
