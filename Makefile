@@ -5,9 +5,10 @@ TORCH ?=
 JUPYTER ?=
 WORKERS ?=
 export WORKERS
-# Makes the C library keep freed memory for the next batch, which is a quarter to a third faster; see xattn/workers.py.
+# xattn/workers.py has the same values and says what they are for.
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
+export GOMP_SPINCOUNT ?= 1000
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 
 PROFILES := $(sort $(basename $(notdir $(wildcard notebooks/profiles/*.yaml))))
@@ -19,11 +20,13 @@ endif
 HOLDS_LOCK := import sys; from importlib.metadata import version; \
   pins = [line.strip().split("==") for line in open("requirements.txt") if line[0].isalpha()]; \
   sys.exit(sys.version_info < (3, 11) or any(version(name).split("+")[0] != pin for name, pin in pins))
-ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+# Names of folders can hold dollars and quotes, so the shell takes them from its environment.
+ACTIVE := $(or $(value VIRTUAL_ENV),$(value CONDA_PREFIX))
 ifneq ($(ACTIVE),)
-ACTIVE := $(shell "$(ACTIVE)/bin/python" -c '$(HOLDS_LOCK)' 2>/dev/null && echo "$(ACTIVE)")
+HOLDS := $(shell "$${VIRTUAL_ENV:-$$CONDA_PREFIX}/bin/python" -c '$(HOLDS_LOCK)' 2>/dev/null && echo yes)
+ACTIVE := $(if $(HOLDS),$(ACTIVE))
 endif
-PY := $(or $(ACTIVE),.venv)/bin/python
+export PY := $(or $(ACTIVE),.venv)/bin/python
 READY := $(if $(ACTIVE),,.venv/.ready)
 
 IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
@@ -42,7 +45,7 @@ help:  ## list the targets and variables
 	@echo "  PYTHON=         the Python (3.11 or newer) for .venv, if the one found is not the one you want"
 
 setup: $(READY)  ## create .venv with the locked versions, unless the active environment has them
-	@"$(PY)" -c 'import sys; from importlib.metadata import version; \
+	@"$$PY" -c 'import sys; from importlib.metadata import version; \
 	  print(sys.prefix, "is ready: Python", sys.version.split()[0] + ", torch", version("torch"))'
 	$(if $(READY),@echo "To get another build of torch: delete .venv; then make setup TORCH=...")
 
@@ -53,46 +56,49 @@ setup: $(READY)  ## create .venv with the locked versions, unless the active env
 	@.venv/bin/python -c '$(IS_RECENT)' 2>/dev/null || "$(RECENT)" -m venv --clear .venv
 	@.venv/bin/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' requirements.txt)" $(TORCH)
 	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt
-	@.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+# setuptools takes braces and dollars in the path of .venv for variables; a link to it has another path.
+	@link=$$(mktemp -d) && ln -s "$$PWD/.venv" "$$link/venv" && \
+	  "$$link/venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . && \
+	  rm -r "$$link"
 	@touch $@
 
 dry: $(READY)  ## list what make reproduce would run, with estimates of run time and disk space
-	@"$(PY)" -m reproduction.pipeline notebooks/profiles/$(PROFILE).yaml --dry-run
+	@"$$PY" -m reproduction.pipeline notebooks/profiles/$(PROFILE).yaml --dry-run
 
 reproduce: $(READY)  ## write the tables and figures of PROFILE to figures/PROFILE; skip what has not changed
-	@"$(PY)" -m reproduction.pipeline notebooks/profiles/$(PROFILE).yaml
+	@"$$PY" -m reproduction.pipeline notebooks/profiles/$(PROFILE).yaml
 
 # Without PROFILE=, check the two profiles that take only minutes.
 CHECKED := $(if $(filter command environment,$(firstword $(origin PROFILE))),$(PROFILE),smoke mini)
 
 verify: $(READY)  ## compare the committed numbers of smoke and mini, or of PROFILE, with a fresh run in figures/fresh
-	@"$(PY)" -m reproduction.verify $(CHECKED:%=notebooks/profiles/%.yaml)
+	@"$$PY" -m reproduction.verify $(CHECKED:%=notebooks/profiles/%.yaml)
 
 accept: $(READY)  ## replace the committed numbers of smoke and mini, or of PROFILE, with those of a fresh run
-	@"$(PY)" -m reproduction.verify --accept $(CHECKED:%=notebooks/profiles/%.yaml)
+	@"$$PY" -m reproduction.verify --accept $(CHECKED:%=notebooks/profiles/%.yaml)
 
 test: $(READY)  ## check lint and format, and run the tests
-	@"$(PY)" -m ruff check
-	@"$(PY)" -m ruff format --check
-	@"$(PY)" -m pytest -q
+	@"$$PY" -m ruff check
+	@"$$PY" -m ruff format --check
+	@"$$PY" -m pytest -q
 
 bench: $(READY)  ## measure speed and memory as ratios, and write them to benchmarks/results
-	@"$(PY)" -m benchmarks.bench
+	@"$$PY" -m benchmarks.bench
 
 faults: $(READY)  ## kill a run of PROFILE at 50 random moments, and compare it with an undisturbed run
-	@"$(PY)" -m benchmarks.faults 50 --profile $(PROFILE)
+	@"$$PY" -m benchmarks.faults 50 --profile $(PROFILE)
 
 # Kernels start in this folder, as in `make reproduce`, so that relative paths in the notebooks mean the same.
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@mkdir -p figures/lab
-	@"$(PY)" -m jupyterlab --ServerApp.root_dir=notebooks --MappingKernelManager.root_dir="$(CURDIR)" $(JUPYTER)
+	@"$$PY" -m jupyterlab --ServerApp.root_dir=notebooks --MappingKernelManager.root_dir="$$PWD" $(JUPYTER)
 
 data: $(READY)  ## synthesise the corpus and its training features again
-	@"$(PY)" -m recipes.make_corpus --data data
+	@"$$PY" -m recipes.make_corpus --data data
 
 train: $(READY)  ## train the models again; needs make data
-	@"$(PY)" -m recipes.train
-	@"$(PY)" -m recipes.card
+	@"$$PY" -m recipes.train
+	@"$$PY" -m recipes.card
 
 clean:  ## delete the executed notebooks, maps and fresh runs of PROFILE, and nothing else
 	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps figures/fresh/$(PROFILE)

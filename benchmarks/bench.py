@@ -11,10 +11,13 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,7 +37,7 @@ from xattn.explain import Occlusion, explain_directions
 from xattn.models import S2TModel
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
 from xattn.runs import explain_corpus
-from xattn.workers import connect
+from xattn.workers import ENVIRONMENT, connect
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 3
@@ -308,6 +311,46 @@ def worker_scaling(model: S2TModel, utterances: Sequence[Utterance]) -> list[dic
     return [result("throughput of two workers over one", seconds[0] / seconds[1], detail)]
 
 
+EXPLAIN = """
+import sys
+import xattn
+source, device, recording = sys.argv[1:]
+model = xattn.load_model(source, device)
+occlusion = xattn.Occlusion(800, 800, reliability=1.0)
+for _ in sys.stdin:
+    xattn.explain(model, recording, language="en", occlusion=occlusion, progress=False)
+    print("explained", flush=True)
+"""
+
+
+def two_at_once(source: str | Path, device: str, recording: Path) -> list[dict]:
+    """Compare the time of two runs of `explain` at once with that of one alone.
+
+    Each is in a process of its own, with the environment of `make lab`. Their models are loaded before.
+    """
+
+    def explain(processes: Sequence[subprocess.Popen]) -> None:
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            if process.stdout.readline() != "explained\n":
+                raise RuntimeError("A run of explain has failed: see its error above.")
+
+    command = [sys.executable, "-c", EXPLAIN, str(source), device, str(recording)]
+    with ExitStack() as stack:
+        processes = []
+        for _ in range(2):
+            # Runs that share a cache would continue each other's unfinished scores.
+            cache = {"XDG_CACHE_HOME": stack.enter_context(tempfile.TemporaryDirectory())}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+            process = subprocess.Popen(command, env=ENVIRONMENT | os.environ | cache, **pipes)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.stdin.close)  # ends it
+        alone, both = fastest(partial(explain, processes[:1]), partial(explain, processes))
+    return [result("time of two runs of explain at once over one alone", both / alone, f"{both:.1f} and {alone:.1f} s")]
+
+
 def processor() -> str:
     """Return the name of the GPU, or of the processor if there is no GPU."""
     if torch.cuda.is_available():
@@ -330,6 +373,7 @@ def main() -> None:
         partial(paper_size, arguments.device),
         partial(scaling, model, utterances),
         partial(worker_scaling, model, utterances),
+        partial(two_at_once, arguments.model, arguments.device, utterances[3].audio_path),
     ):
         for row in measure():
             rows.append(row)

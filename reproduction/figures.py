@@ -1,4 +1,7 @@
-"""Pictures of the paper's tables. Every function takes a long table and returns a Figure."""
+"""Pictures of the paper's tables. Every function takes a long table and returns a Figure.
+
+Titles can contain formulas, so names in them have to pass through `xattn.figures.literal`.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from reproduction.tables import MEAN
 from xattn.analysis.reliability import ENOUGH
-from xattn.figures import STYLE
+from xattn.figures import STYLE, literal
 
 RHO_COLOURS = sns.light_palette("#1f5a8c", as_cmap=True)
 BLUE, GREY = "#1f5a8c", "0.55"
@@ -103,7 +106,7 @@ def intervals(
     if "noisy" not in table:
         table = table.assign(noisy=table.reliability < ENOUGH)
     columns = [rows] if isinstance(rows, str) else rows
-    table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1).str.replace("_", " "))
+    table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1).map(literal))
     quantities = list(dict.fromkeys(table[panels]))
     shared = bool(table.groupby("label")[panels].nunique().eq(len(quantities)).all())
     wide = min(4, len(quantities))
@@ -178,7 +181,7 @@ def convergence(table: pd.DataFrame, title: str) -> Figure:
             axis.set_ylim(-0.2, 0.2)  # an estimate from few masks can be arbitrarily large
         numbers = sorted(table.masks.unique())
         for axis, (condition, saliency) in zip(axes[0], columns, strict=True):
-            axis.set_title(f"{condition}, {symbols[saliency]}")
+            axis.set_title(f"{literal(condition)}, {symbols[saliency]}")
         for axis in axes[-1]:
             axis.set_xticks(numbers, numbers)
             axis.minorticks_off()
@@ -222,7 +225,7 @@ def layer_lines(table: pd.DataFrame, title: str) -> Figure:
                 error = [[mean.value - mean.low], [mean.high - mean.value]]
                 axis.errorbar(middle + offset, mean.value, error, fmt="s", markersize=4, color=colour)
             axis.set_xticks([*range(1, last + 1), middle], [*range(1, last + 1), MEAN])
-            axis.set(xlabel="decoder layer", title=model)
+            axis.set(xlabel="decoder layer", title=literal(model))
             axis.grid(axis="y", linewidth=0.3)
         axes[0, 0].set_ylabel(r"Pearson's $\rho$")
         handles = {}

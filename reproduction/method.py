@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from xattn.analysis.normalisation import standardise
 from xattn.attribution.estimators import estimate
-from xattn.figures import MAP_COLOURS, SATURATION, SPECTROGRAM, STYLE
+from xattn.figures import MAP_COLOURS, SATURATION, SPECTROGRAM, STYLE, literal
 from xattn.maps import WORD_START, masks_of
 
 NUMBERS = (10, 100)
@@ -23,7 +23,7 @@ def one_mask(maps: xr.Dataset, number: int = 0) -> Figure:
     masks = masks_of(maps, "input")
     (level,), (hidden,) = masks.draw(number, number + 1)
     masked = hidden[masks.partition.labels[level]]  # (time, mel)
-    tokens, scores = maps.token.values, maps.input_scores.values[number]
+    tokens, scores = [literal(token) for token in maps.token.values], maps.input_scores.values[number]
     with matplotlib.rc_context(STYLE):
         size = 9, max(2.2, 0.6 + 0.15 * len(tokens))
         figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=[3, 1], layout="constrained")
@@ -64,7 +64,8 @@ def more_masks(maps: xr.Dataset) -> Figure:
         axes[-1].set_xlabel("time (s)")
         bar = figure.colorbar(image, ax=axes[1:], extend="both", pad=0.01, aspect=40)
         bar.set_label("standard deviations above the mean")
-        figure.suptitle(f"SM$^X$ of the token {maps.token.values[chosen]} ({maps.estimator} estimator)", fontsize=9)
+        token = literal(maps.token.values[chosen])
+        figure.suptitle(f"SM$^X$ of the token {token} ({maps.estimator} estimator)", fontsize=9)
     plt.close(figure)
     return figure
 

@@ -14,7 +14,9 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import chdir
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from reproduction.findings import COMPARED, comparison
 from reproduction.profiles import OCCLUSION, load_profile, require_inputs, without_absent
@@ -22,10 +24,11 @@ from reproduction.provenance import cells, digest_code, digest_files, digest_mod
 from reproduction.tables import PAPER, ROOT
 from xattn.data.corpus import load_corpus
 from xattn.explain import Occlusion
-from xattn.files import hash_file, hash_value
+from xattn.files import hash_file, hash_value, write_whole, writing
 from xattn.models import load_model
 from xattn.released import FILES
 from xattn.runs import estimate_cost
+from xattn.workers import ENVIRONMENT
 
 # Two notebooks with half the threads each are faster than one with all threads; workers need the machine for the maps.
 AT_ONCE = 1 if os.environ.get("WORKERS") else min(2, os.cpu_count() or 1)
@@ -59,6 +62,8 @@ class Step:
     folder: str = "paper"
 
 
+AGAIN = " and run this again"
+LONGEST_TMPDIR = 75  # bytes; the path of a socket in a folder there may have 103 (macOS)
 CHANGED = "something it depends on has changed"
 
 LOAD = ("profile", "data", "model", "split", "device")
@@ -92,7 +97,7 @@ STEPS = (
         (*READ, *DECODE, "data", "split", "utterances", *PERTURBATION),
         ("partitions.csv", "partitions.png"),
         needs=MAPS,
-        after=("22_quality", "21_reduction"),  # reads texts of both
+        after=("21_reduction", "26_deletion"),  # reads texts of both
     ),
     # Maps start first, because most steps wait for them; the overview fills a gap.
     Step("00_overview", (*LOAD, "output"), ("fig1.png",)),
@@ -154,7 +159,7 @@ RELEASED_STEPS = (
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook stopped with an error, or did not write the outputs of its step."""
+    """A notebook stopped with an error or did not write the outputs of its step, or no notebook can run."""
 
 
 @dataclass(frozen=True)
@@ -236,56 +241,118 @@ def plan(
 
 def check_parameters(job: Job) -> None:
     """Raise ValueError for a parameter that the notebook does not declare; papermill would only warn."""
-    import papermill
-
-    unknown = job.parameters.keys() - papermill.inspect_notebook(str(job.source)).keys()
+    unknown = job.parameters.keys() - patched_papermill().inspect_notebook(literal(job.source)).keys()
     if unknown:
         names = ", ".join(sorted(unknown))
         raise ValueError(f"{job.source.name} does not declare {names} in its parameters cell; declare it or drop it.")
 
 
-def execute(job: Job, root: Path) -> float:
-    """Run a notebook, streaming what its cells print; keep its copy only if it succeeds. Return the seconds it took."""
+@cache
+def patched_papermill() -> ModuleType:
+    """papermill, which writes notebooks whole or not at all here. OSError: see `xattn.files.writing`."""
     import papermill
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        def write(self, buf: str, path: str) -> None:
+            write_whole(Path(path), buf.encode(), AGAIN)
+
+    papermill_io.register("", Whole())  # for every path
+    return papermill
+
+
+def literal(path: Path) -> str:
+    """A path for papermill, which would replace a name in braces by a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def tmpdir() -> str:
+    """The folder for temporary files: TMPDIR, or another one if that is not usable. OSError: there is none."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OSError("There is no folder for temporary files: set TMPDIR to one in which you can write.") from error
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder for sockets, in TMPDIR or, if paths would be too long there, in /tmp. OSError: it cannot be made."""
+    parent = Path(tmpdir() if len(os.fsencode(tmpdir())) <= LONGEST_TMPDIR else "/tmp")
+    with writing(parent, AGAIN):
+        return tempfile.TemporaryDirectory(dir=parent)
+
+
+def run_notebook(source: Path, copy: Path, parameters: dict) -> None:
+    """Run a notebook in a kernel of its own, streaming what its cells print; save it in `copy` after each cell."""
     from traitlets.config import Config
 
+    with temporary_folder() as folder:
+        # Use IPC sockets: kernels started together can race for TCP ports.
+        sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        patched_papermill().execute_notebook(
+            literal(source),
+            literal(copy),
+            parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL"],  # a kernel logs the interrupt that ends it as an error
+            shutdown_kernel="immediate",  # unloading its modules would take a second
+            config=Config(KernelManager=sockets),
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """What stopped a notebook, in one line: an error in a cell, or of the kernel."""
+    return " ".join(f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".split())
+
+
+def check_kernel() -> None:
+    """Raise NotebookFailed if a kernel in the current folder would import other code than ours; see `clone`."""
+    code = f"import runpy\nrunpy.run_path({str(ROOT / 'reproduction' / 'clone.py')!r})"
+    cell = {"cell_type": "code", "id": "check", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+    with temporary_folder() as folder:
+        notebook = Path(folder, "check.ipynb")
+        content = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        write_whole(notebook, json.dumps(content).encode(), AGAIN)
+        try:
+            run_notebook(notebook, notebook, {})
+        except OSError:
+            raise
+        except Exception as error:  # a kernel that does not start can raise anything
+            raise NotebookFailed(getattr(error, "evalue", reason_of(error))) from None
+
+
+def execute(job: Job, root: Path) -> float:
+    """Run a notebook, with `root` as the current folder; keep its copy only if it succeeds. Return the seconds it took.
+
+    NotebookFailed: an error in a cell, or an output is missing. OSError: the copy could not be written.
+    """
     running, failed = job.copy.with_suffix(".running.ipynb"), job.copy.with_suffix(".failed.ipynb")
-    job.copy.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            # Use IPC sockets: kernels started together can race for TCP ports.
-            sockets = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-            papermill.execute_notebook(
-                str(job.source),
-                str(running),
-                job.parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-                extra_arguments=["--log-level=CRITICAL"],  # a kernel logs the interrupt that ends it as an error
-                shutdown_kernel="immediate",  # unloading its modules would take a second
-                config=Config(KernelManager=sockets),
-            )
+        run_notebook(job.source.relative_to(root), running.relative_to(root), job.parameters)
         missing = [str(file.relative_to(root)) for file in job.outputs if not file.exists()]
         error = f"it did not write {', '.join(missing)}" if missing else None
     except Exception as raised:  # anything that stops a notebook, even a dead kernel, ends in the sentence below
-        error = f"{getattr(raised, 'ename', type(raised).__name__)}: {getattr(raised, 'evalue', raised)}"
+        if isinstance(raised, OSError) and raised.errno is None:  # see `writing`
+            raise
+        error = reason_of(raised)
     seconds = round(time.perf_counter() - start, 1)
     if error:
-        os.replace(running, failed)
+        with writing(failed, AGAIN):
+            os.replace(running, failed)
         where = failed.relative_to(root)
-        raise NotebookFailed(f"{job.name} failed with {' '.join(error.split())} (the traceback is in {where}).")
+        raise NotebookFailed(f"{job.name} failed with {error} (the traceback is in {where}).")
     for file in job.outputs:
         if job.note and file.suffix == ".md":
             caption, gap, table = file.read_text(encoding="utf-8").partition("\n\n")
-            file.write_text(f"{caption} {job.note}{gap}{table}", encoding="utf-8")
+            write_whole(file, f"{caption} {job.note}{gap}{table}".encode(), AGAIN)
     notebook = json.loads(running.read_text(encoding="utf-8"))
     notebook["metadata"]["xattn"] = {"inputs": job.inputs, "seconds": seconds}
-    running.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(running, job.copy)
+    write_whole(job.copy, (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode(), AGAIN)
+    running.unlink()
     failed.unlink(missing_ok=True)
     return seconds
 
@@ -327,7 +394,8 @@ def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
 
     The first failure is raised after the jobs that were running have ended.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
+    os.environ.update(ENVIRONMENT | threads | os.environ)  # kernels inherit it
     waiting, running, failure = list(jobs), {}, None
     pool = ThreadPoolExecutor(at_once)
     try:
@@ -368,7 +436,8 @@ def run(
         at_once: notebooks to run at a time.
 
     Raises:
-        ValueError, FileNotFoundError: wrong input. NotebookFailed: a notebook failed.
+        ValueError, FileNotFoundError: wrong input. OSError: a file could not be written. NotebookFailed: a notebook
+            failed, or none can run.
     """
     start = time.perf_counter()
     given = load_profile(path)
@@ -392,9 +461,14 @@ def run(
         return
     for job in stale:
         check_parameters(job)
+    wanted = os.environ.get("TMPDIR")
+    if wanted and os.path.abspath(wanted) != tmpdir():
+        print(f"No file can be written in TMPDIR, {wanted}: temporary files go to {tmpdir()}.", flush=True)
+    with chdir(root):
+        check_kernel()
     execute_all(stale, root, at_once)
     text = json.dumps(provenance(profile, jobs, root), indent=2, sort_keys=True, ensure_ascii=False)
-    (root / output / "provenance.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(root / output / "provenance.json", f"{text}\n".encode(), AGAIN)
     print(f"{output} is up to date in {time.perf_counter() - start:.0f} s:")
     for file in dict.fromkeys(file for job in jobs for file in job.outputs):
         print(f"  {file.relative_to(root).as_posix()}")

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from reproduction.tables import ROOT
-from xattn.explain import resolve_precision
+from xattn.attribution.settings import resolve_precision
 from xattn.files import hash_file, hash_value
 from xattn.models import HUB_ID
 

@@ -29,6 +29,7 @@ from xattn.analysis.intervals import chosen_on_others, jackknife_interval, mean_
 from xattn.analysis.normalisation import standardise
 from xattn.analysis.quality import chrf
 from xattn.analysis.reliability import ENOUGH, too_noisy
+from xattn.files import write_whole
 from xattn.maps import REDUCTIONS, drop_special_tokens, on_steps
 from xattn.models import S2TModel
 from xattn.store import load_maps
@@ -50,8 +51,7 @@ def write(
 ) -> None:
     """Write what is given: numbers to stem.csv, a figure to stem.png, a table of text below its caption to stem.md."""
     if numbers is not None:
-        Path(stem).parent.mkdir(parents=True, exist_ok=True)
-        numbers.to_csv(f"{stem}.csv", index=False, float_format="%.6f")
+        write_whole(Path(f"{stem}.csv"), numbers.to_csv(index=False, float_format="%.6f").encode())
     if figure is not None:
         figures.save(figure, stem)
     if text is not None:

@@ -1,5 +1,6 @@
 """Tables: long ones with our numbers, and the paper's arrangement as text with the paper's values beside ours."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import xarray as xr
 
 from xattn.analysis.intervals import jackknife_interval
 from xattn.analysis.reliability import attenuation_of, too_noisy
+from xattn.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "data" / "paper.csv"
@@ -16,6 +18,8 @@ PUBLISHED = {"small": "fama-small", "large": "fama-medium"}  # the published nam
 MEAN = "mean"  # label of the average over layers or heads
 KEYS = ["saliency", "layer", "head"]
 NOISY = "too noisy"
+# An underscore inside a word, as in 2d_max, is no markup.
+MARKUP = re.compile(r"[\\`*\[\]<>|$~&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def with_mean_labels(rho: xr.Dataset) -> xr.DataArray:
@@ -127,9 +131,15 @@ def paper_values(table: str) -> pd.DataFrame:
 
 
 def save(table: pd.DataFrame, path: str | Path, caption: str) -> None:
-    """Write a table of texts as Markdown below its caption; missing texts stay empty."""
+    """Write a table of texts as Markdown below its caption, both as they are; missing texts stay empty."""
     names = [*table.index.names, *table.columns] if table.index.names[0] else list(table.columns)
     rows = table.reset_index() if table.index.names[0] else table
     rows = rows.set_axis([" ".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in names], axis=1)
-    text = rows.astype(object).fillna("").to_markdown(index=False, disable_numparse=True)
-    Path(path).write_text(f"{caption}\n\n{text}\n", encoding="utf-8")
+    rows = rows.astype(object).fillna("").map(lambda cell: _plain(str(cell))).rename(columns=_plain)
+    text = rows.to_markdown(index=False, disable_numparse=True)
+    write_whole(Path(path), f"{_plain(caption)}\n\n{text}\n".encode())
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown would read as markup, so that a name such as a_b_ is shown as it is."""
+    return MARKUP.sub(r"\\\g<0>", text)

@@ -97,7 +97,7 @@ def main() -> int:
             profile = load_profile(path)
             forget_changed(profile)
             run(path, figures=FRESH, at_once=AT_ONCE)
-        except (ValueError, FileNotFoundError, NotebookFailed) as error:
+        except (ValueError, OSError, NotebookFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1 if isinstance(error, NotebookFailed) else 2
         except KeyboardInterrupt:

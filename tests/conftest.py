@@ -6,6 +6,7 @@ import json
 import random
 from math import gcd
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -22,6 +23,7 @@ from xattn.attribution.estimators import estimate
 from xattn.attribution.occlusion import Partition
 from xattn.audio import SAMPLE_RATE
 from xattn.data.corpus import load_corpus
+from xattn.figures import save
 from xattn.maps import build, drop_special_tokens, frame_times, frames_of_steps, masks_of
 from xattn.models import load_model
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration
@@ -321,6 +323,14 @@ class Clock:
             return score(keep)
 
         return slowly
+
+
+def drawn(figure, folder):
+    """Every line of text in a figure, as its SVG file has it; the file is left in the folder."""
+    save(figure, folder / "drawn.svg")
+    elements = ElementTree.parse(folder / "drawn.svg").iter("{http://www.w3.org/2000/svg}text")
+    # A line with a formula has an element for each character.
+    return ["".join(each.text for each in line).replace("\xa0", " ") or line.text for line in elements]
 
 
 def without_seconds(maps):

@@ -3,6 +3,7 @@
 The oracle is the checkpoint's own network on the output of its own feature extractor.
 """
 
+import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,13 @@ from xattn.models import Decoding, S2TModel, load_model
 from xattn.store import KEY
 
 PAPER = Decoding(beams=5, no_repeat_ngram=5)
+# Entries of config.json that must not change a model.
+WITHOUT_EFFECT = (
+    *({name: "flash_attention_2"} for name in ("attn_implementation", "_attn_implementation")),
+    *({"attn_implementation": value} for value in ("sdpa", "eager", "owner/kernel", {"": "owner/kernel"})),
+    *({name: {"attn_implementation": "owner/kernel", "d_model": 7}} for name in ("text_config", "decoder")),
+    {"return_dict": False},
+)
 SMALL = {"input_masks": 12, "encoder_masks": 10, "batch_size": 5, "precision": "float32"}
 
 
@@ -35,6 +43,15 @@ def quietly(model, utterance, direction=None, **changes):
     occlusion = Occlusion(**SMALL | changes)
     arguments = {"language": language, "translate_to": target or None}
     return explain(model, utterance, occlusion=occlusion, progress=False, **arguments)
+
+
+def changed(folder, copy, file="config.json", **entries):
+    """Copy a model folder and change entries of a file; None removes one."""
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / file).read_text(encoding="utf-8")) | entries
+    content = {name: value for name, value in content.items() if value is not None}
+    (copy / file).write_text(json.dumps(content), encoding="utf-8")
+    return copy
 
 
 def randomised(network, end=1.5, seed=0):
@@ -129,6 +146,20 @@ class PretrainedChecks:
         np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
         assert found.max(-1).mean() > 1.5 * found.mean()  # not flat
 
+    @pytest.mark.parametrize("entry", WITHOUT_EFFECT, ids=str)
+    def test_the_attention_that_its_config_asks_for_has_no_effect(
+        self, pretrained, folder, audio, tmp_path, monkeypatch, entry
+    ):
+        monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connected"))
+        model = load_model(changed(folder, tmp_path / folder.name, **entry))
+        features, ids = model.features(audio)[None], torch.tensor([20, 21, 22])
+        assert model.config._attn_implementation == self.ATTENTION
+        assert torch.equal(
+            model.decode(model.encode(features), ids), pretrained.decode(pretrained.encode(features), ids)
+        )
+        found, expected = (each.generate(features, self.DIRECTIONS[0])[0] for each in (model, pretrained))
+        assert torch.equal(found, expected)
+
     def test_the_masked_decoder_equals_decoding_masked_states(self, pretrained, audio):
         features = pretrained.features(audio)
         states, steps = pretrained.encode(features[None]), len(pretrained.step_frames(len(features)))
@@ -170,6 +201,25 @@ class PretrainedChecks:
             sentence = f"max_length is {length}: give a number from {prompt + 1} to {limit} for {pretrained.name}"
             with pytest.raises(ValueError, match=sentence):
                 pretrained.generate(features, direction, decoding=Decoding(max_length=length))
+
+    def test_the_search_of_its_generation_config_leaves_the_cache_and_the_output_to_the_kit(
+        self, pretrained, folder, audio, tmp_path
+    ):
+        own = {"cache_implementation": "static", "return_dict_in_generate": True, "output_scores": True}
+        model = load_model(changed(folder, tmp_path / folder.name, "generation_config.json", **own))
+        features = pretrained.features(audio)[None]
+        found, expected = (each.generate(features, self.DIRECTIONS[0])[0] for each in (model, pretrained))
+        assert torch.equal(found, expected)
+
+    def test_a_greatest_number_of_new_tokens_can_be_replaced(self, pretrained, folder, audio, tmp_path):
+        model = load_model(changed(folder, tmp_path / folder.name, "generation_config.json", max_new_tokens=3))
+        features, direction = model.features(audio)[None], self.DIRECTIONS[0]
+        prompt = len(model.prompt(direction))
+        assert model.decoding.max_length == prompt + 3 and len(model.generate(features, direction)[0]) <= 3
+        for length in (prompt + 2, model.output_limit):
+            decoding = Decoding(max_length=length, beams=5, no_repeat_ngram=5)
+            found, expected = (each.generate(features, direction, decoding=decoding)[0] for each in (model, pretrained))
+            assert torch.equal(found, expected)
 
     def test_a_text_is_recovered_from_its_token_ids(self, pretrained):
         for text in ("the dog sleeps", "sì lo è", "a cat"):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pretrained import missing_from
+from pretrained import WITHOUT_EFFECT, changed, missing_from
 from safetensors.torch import load_file, save_file
 
 from xattn.models import Decoding, load_model
@@ -272,6 +272,16 @@ def test_a_language_that_the_model_does_not_write_raises(model):
     for call in (model.prompt, lambda language: model.generate(features(30), language)):
         with pytest.raises(ValueError, match="The model tiny does not write 'fr'; choose one of en, it"):
             call("fr")
+
+
+@pytest.mark.parametrize("entry", WITHOUT_EFFECT, ids=str)
+def test_the_attention_that_config_json_asks_for_has_no_effect(model, tiny_folder, tmp_path, entry):
+    other, ids = load_model(changed(tiny_folder, tmp_path / "tiny", **entry)), torch.tensor([4, 10, 11, 12])
+    states = model.encode(features(50))
+    assert other.config._attn_implementation == model.config._attn_implementation == "eager"
+    assert torch.equal(other.encode(features(50)), states)
+    for method in ("decode", "cross_attention"):
+        assert torch.equal(getattr(other, method)(states, ids), getattr(model, method)(states, ids))
 
 
 def test_a_missing_folder_raises(tmp_path):

@@ -1,8 +1,14 @@
-"""Packages: pyproject.toml, requirements.txt, environment.yml, docs/dependencies.md, installed versions and imports."""
+"""Packages: pyproject.toml, requirements.txt, environment.yml, docs/dependencies.md, installed versions and imports.
+
+The Makefile: what it gives to Python.
+"""
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, version
@@ -13,6 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from xattn.workers import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -93,3 +101,53 @@ def test_documentation_states_why_each_package_is_needed():
     reasons = dict(re.findall(r'^    "([\w-]+)[^"]*",  # (.+)$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M))
     assert list(reasons) == [requirement.name for requirement in ALL_DECLARED]
     assert rows == reasons
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run a target in a folder of an awkward name, with a Python that prints its path, its arguments and a variable."""
+    folder = tmp_path / "a $HOME $(pwd) `b` {x} #1 'c' \"d\" %e 雪"
+    (folder / "notebooks" / "profiles").mkdir(parents=True)
+    (folder / "notebooks" / "profiles" / "mini.yaml").touch()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    call = """printf '%s|' "$0" "$@" "$GOMP_SPINCOUNT"; echo"""
+    python.write_text(f"#!/bin/sh\n[ $1 = -c ] || {{ {call}; }} >> called\n")
+    python.chmod(0o755)
+    environment = {name: each for name, each in os.environ.items() if name not in (*ENVIRONMENT, "CONDA_PREFIX")}
+
+    def run(target, **variables):
+        command = ["make", target, f"PYTHON={sys.executable}"]
+        given = {**environment, "VIRTUAL_ENV": "", **variables}
+        result = subprocess.run(command, cwd=folder, env=given, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return folder, (folder / "called").read_text(encoding="utf-8").splitlines()
+
+    return run
+
+
+def test_lab_opens_in_a_folder_of_any_name(make):
+    folder, (*_, call) = make("lab")
+    expected = f"-m|jupyterlab|--ServerApp.root_dir=notebooks|--MappingKernelManager.root_dir={folder}|1000|"
+    assert call == f".venv/bin/python|{expected}"
+
+
+def test_active_environment_can_have_any_name(make):
+    folder, _ = make("lab")
+    folder, (*_, call) = make("reproduce", VIRTUAL_ENV=f"{folder}/.venv", GOMP_SPINCOUNT="7")
+    assert call == f"{folder}/.venv/bin/python|-m|reproduction.pipeline|notebooks/profiles/mini.yaml|7|"
+
+
+def test_library_is_installed_by_a_path_without_braces_and_dollars(make):
+    """setuptools takes them for variables."""
+    _, calls = make("setup")
+    (call,) = (call.split("|") for call in calls if "|-e|" in call)
+    assert call[0].endswith("/venv/bin/python") and not set(call[0]) & set("${}")
+    assert call[1:4] == ["-m", "pip", "install"] and not Path(call[0]).exists()
+
+
+def test_makefile_sets_the_environment_of_workers():
+    found = re.findall(r"^export (\w+) \?= (\d+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert dict(found) == ENVIRONMENT

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import GivenMasks
 from scipy.ndimage import gaussian_filter1d
 
 from xattn.attribution.estimators import ESTIMATORS, UnitScores, UnitWeights, estimate
@@ -80,6 +81,26 @@ def test_ridge_fits_the_perturbations_that_are_used():
     root = gaussian_filter1d(np.eye(30), 1 / math.sqrt(2), mode="constant")
     expected = posterior_mean(scores[used], hidden[used], root @ root.T)
     np.testing.assert_allclose(UnitWeights.of(scores, masks, used).cells(STEPS.labels), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("partition", [PARTITION, STEPS])
+@pytest.mark.parametrize(("number", "p"), [(3, 0.0), (3, 1.0), (100, 0.0), (100, 1.0), (1, 0.5)])
+def test_ridge_gives_no_weight_to_cells_that_the_perturbations_do_not_tell_apart(partition, number, p):
+    scores = np.random.default_rng(0).standard_normal((number, 2))
+    for kind in ("ridge", "sqrt_ridge"):
+        cells = estimate(scores, Masks(partition, number, p, 0, "e"), kind).cells(partition.labels)
+        assert cells.shape == (2, *partition.labels.shape[1:]) and not cells.any()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_ridge_tells_masks_apart_that_differ_in_one_step(number):
+    hidden, scores = np.ones((number, 30)), np.random.default_rng(0).standard_normal((number, 2))
+    hidden[0, 4] = 0
+    masks = GivenMasks(STEPS, [(0, row == 1) for row in hidden])
+    root = gaussian_filter1d(np.eye(30), 1 / math.sqrt(2), mode="constant")
+    expected = posterior_mean(scores, hidden, root @ root.T)
+    np.testing.assert_allclose(UnitWeights.of(scores, masks).cells(STEPS.labels), expected, atol=1e-7)
+    assert np.abs(expected[:, 4]).min() > 0.01
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -444,7 +444,9 @@ def test_the_archive_itself_is_a_corpus(root, tmp_path, archive, capsys, decoded
 
 def test_speeches_of_the_archive_are_decoded_when_they_are_needed(root, monkeypatch):
     decoded = []
-    monkeypatch.setattr("xattn.data.utterance.load_audio", lambda audio: decoded.append(audio) or load_audio(audio))
+    monkeypatch.setattr(
+        "xattn.data.utterance.load_audio", lambda audio, **_: decoded.append(audio) or load_audio(audio)
+    )
     utterances = utterances_from_europarl(root, language="en")
     assert decoded == []
     parts = [utterance.audio() for utterance in utterances[:3]]
@@ -455,7 +457,7 @@ def test_speeches_of_the_archive_are_decoded_when_they_are_needed(root, monkeypa
 
 def test_a_part_of_a_speech_that_is_silent_raises(root, monkeypatch):
     silence = np.zeros(9 * SAMPLE_RATE, np.float32)
-    monkeypatch.setattr("xattn.data.utterance._decoded", lambda path, modified: silence)
+    monkeypatch.setattr("xattn.data.utterance._decoded", lambda *_: silence)
     with pytest.raises(ValueError, match=rf"{SPEECH}\.m4a from 0\.25 to [\d.]+ s: The audio given is silent"):
         utterances_from_europarl(root)[0].audio()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from pretrained import WITHOUT_EFFECT
 from safetensors.torch import load_file, save_file
 from transformers import Speech2TextFeatureExtractor, Speech2TextTokenizer
 
@@ -115,6 +116,13 @@ def test_a_folder_from_the_hub_gives_the_network_it_was_made_from(made, publishe
     assert model.config.encoder_ffn_dim == 64 and model.config.batch_unsafe_relative_shift
     assert not model.padding_safe and model.config.ctc_encoder_layer is None and not model.network.training
     assert {value.dtype for value in model.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("entry", WITHOUT_EFFECT, ids=str)
+def test_the_attention_that_config_json_asks_for_has_no_effect(made, published, entry):
+    network = tiny(made)
+    model = load_model(published(network, **entry))
+    assert model.config._attn_implementation == "eager" and torch.equal(logits(model.network), logits(network))
 
 
 def fused(weights, module, ours, joint):

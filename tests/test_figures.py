@@ -1,3 +1,8 @@
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -5,10 +10,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import drawn, random_maps
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import zscore
 
 from xattn.data.utterance import Word
-from xattn.figures import SATURATION, heatmaps, save, superpixels
+from xattn.figures import SATURATION, heatmaps, literal, save, superpixels
 
 WORDS = (Word("the", 0.0, 0.05), Word("dog", 0.05, 0.12), Word("sleeps", 0.12, 0.2))
 
@@ -23,6 +31,10 @@ def closed():
     plt.close("all")
 
 
+STARTS = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "jpg": b"\xff\xd8\xff"}
+# Names, and how they are drawn.
+NAMES = {name: name for name in ("$$", "$\\foo$", "$5_a$6", "\\$x\\", "_a_b^{c}%\\frac{", "мирمرحباé😀")}
+NAMES |= {"日本$🚀$": "[U+65E5][U+672C]$[U+1F680]$", "a\nb\x07": "a[U+000A]b[U+0007]"}
 FIGURES = {
     "heatmaps": lambda made: heatmaps(made.maps(), WORDS),
     "superpixels": lambda made: superpixels(SPECTROGRAM, {"one": np.stack([BLOCKS, BLOCKS]), "two": HALVES}),
@@ -32,18 +44,45 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_files_have_the_same_bytes_each_time(made, tmp_path, name):
     for stem in ("first", "second"):
-        save(FIGURES[name](made), tmp_path / stem, formats=("png", "svg"))
+        save(FIGURES[name](made), tmp_path / stem, formats=list(STARTS))
     assert plt.get_fignums() == []
-    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        written = (tmp_path / f"first{suffix}").read_bytes()
-        assert written.startswith(start) and len(written) > 5000
-        assert written == (tmp_path / f"second{suffix}").read_bytes()
+    for suffix, start in STARTS.items():
+        written = (tmp_path / f"first.{suffix}").read_bytes()
+        assert written.startswith(start) and len(written) > 5000 and b"CreationDate" not in written
+        assert written == (tmp_path / f"second.{suffix}").read_bytes()
     assert len(plt.imread(tmp_path / "first.png")) > 300
 
 
-def test_only_the_requested_formats_are_written(tmp_path):
-    save(superpixels(SPECTROGRAM, {"one": HALVES}), tmp_path / "deep" / "fig")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["fig.png"]
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("stem", "formats", "files"),
+    [
+        ("fig", (), ["fig.png"]),
+        *((f"fig.{suffix}", (), [f"fig.{suffix}"]) for suffix in STARTS),
+        ("fig.PNG", (), ["fig.PNG"]),
+        ("v1.5", (), ["v1.5.png"]),
+        ("Ba$$in.flac", ("svg", "jpg"), ["Ba$$in.flac.jpg", "Ba$$in.flac.svg"]),
+        ("fig.png", ("pdf", "svg"), ["fig.pdf", "fig.svg"]),
+    ],
+)
+def test_the_suffix_or_the_formats_decide_which_files_are_written(tmp_path, stem, formats, files):
+    save(superpixels(SPECTROGRAM, {"one": HALVES}), tmp_path / "deep" / stem, formats)
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == files
+    for name in files:
+        assert (tmp_path / "deep" / name).read_bytes().startswith(STARTS[name.rpartition(".")[2].lower()])
+
+
+def test_an_unknown_format_raises_before_anything_is_written(tmp_path):
+    figure = superpixels(SPECTROGRAM, {"one": HALVES})
+    with pytest.raises(ValueError, match=r"^Figures cannot be saved in the format 'docx': choose one of .*pdf.*\.$"):
+        save(figure, tmp_path / "fig", ("png", "docx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transparent_figure_is_white_where_a_format_has_no_transparency(tmp_path):
+    with matplotlib.rc_context({"savefig.transparent": True}):
+        save(superpixels(SPECTROGRAM, {"one": HALVES}), tmp_path / "fig.jpg")
+    assert (plt.imread(tmp_path / "fig.jpg")[:3, :3] > 250).all()
 
 
 def panels(figure):
@@ -203,3 +242,54 @@ def test_lines_separate_superpixels():
     assert all(len(lines.get_segments()) == 0 for lines in figure.axes[3].collections)
     (image,) = figure.axes[3].images
     assert np.array_equal(image.get_array(), SPECTROGRAM.T) and image.origin == "lower"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_drawn_as_they_are(made, tmp_path, name):
+    maps = made.maps(tokens=(f"▁{name}", "dog", name, "</s>")).assign_attrs(utterance=name, model=f"{name}.en")
+    found, shown = drawn(heatmaps(maps, [Word(name, 0.0, 0.1)]), tmp_path), NAMES[name]
+    assert f"▁{shown}" in found and found.count(shown) == 4  # a token, and a word above three panels
+    assert f"{shown}.en, en, {shown}" in found
+
+
+def test_names_of_partitions_are_drawn_as_they_are(tmp_path):
+    for name, shown in NAMES.items():
+        assert f"{shown}, level 1: 2 in view" in drawn(superpixels(SPECTROGRAM, {name: HALVES[:1]}), tmp_path)
+
+
+@pytest.mark.parametrize("own", [{"text.usetex": True}, {"text.parse_math": False}], ids=str)
+def test_settings_of_the_user_do_not_change_how_names_are_read(made, tmp_path, own):
+    with matplotlib.rc_context(own):
+        found = drawn(heatmaps(made.maps().assign_attrs(utterance="_a_$5_a$6")), tmp_path)
+    assert "tiny, en, _a_$5_a$6" in found and "Input saliency, SMX" in found
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_are_drawn_in_full(made, tmp_path):
+    maps = made.maps(tokens=("▁a", "日" * 16, "</s>")).assign_attrs(utterance="x" * 250)
+    found = drawn(heatmaps(maps, [Word("日" * 8, 0.0, 0.1)]), tmp_path)
+    assert "[U+65E5]" * 16 in found and "[U+65E5]" * 8 in found and f"tiny, en, {'x' * 250}" in found
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(), min_size=1))
+def test_no_character_of_any_text_is_lost(text):
+    figure = plt.figure()
+    figure.text(0, 0, literal(text))
+    figure.text(0, 0, f"SM$^X$ {literal(text)}")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = drawn(figure, Path(folder))
+    assert re.sub(r"\[U\+([0-9A-F]+)\]", lambda code: chr(int(code[1], 16)), found) == text
+
+
+@settings(max_examples=8, deadline=None)
+@given(*[st.text(st.characters(), max_size=8)] * 4)
+def test_any_text_can_be_a_name(token, word, utterance, model):
+    maps = random_maps(tokens=("▁the", token, f"▁{token}", word, "</s>"))
+    figure = heatmaps(maps.assign_attrs(utterance=utterance, model=model), [Word(word, 0.0, 0.1)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    plt.close(figure)

@@ -28,6 +28,9 @@ def test_kinds_of_tokens():
     start, continuation, punctuation = KINDS
     expected = [start, start, continuation, punctuation, punctuation, start, punctuation, continuation, punctuation]
     assert found.tolist() == [*expected, "special"]
+    assert token_kinds(["▁dog", "<0xE2><0x80>", "<0xA6>", "▁<0xC3>", "<0xA9>", "<0xF0>"]).tolist() == [
+        *(start, punctuation, punctuation, start, continuation, continuation),
+    ]
     assert token_kinds(["<s>", "dog", "s", "▁2", "<|endoftext|>"]).tolist() == [
         *("special", start, continuation, start, "special"),
     ]

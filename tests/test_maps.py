@@ -155,6 +155,8 @@ def test_steps_expand_over_their_frames_and_bands():
         (["<s>", "do", "g", "▁", "s", "</s>"], ["<s>", "dog", "dog", "s", "s", "</s>"]),
         (["▁a", "▁a", "<|endoftext|>"], ["a", "a", "<|endoftext|>"]),
         (["</s>"], ["</s>"]),
+        (["▁<0xF0>", "<0x9F><0x98>", "<0x80>", "▁a<0xC3>", "<0xA9>"], [*["😀"] * 3, *["aé"] * 2]),
+        (["▁a<0xC3>", "▁<0xA9>b", "</s>"], ["a<0xC3>", "<0xA9>b", "</s>"]),  # parts of no character
     ],
 )
 def test_tokens_are_joined_to_words(tokens, words):

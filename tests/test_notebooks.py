@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import pytest
 
@@ -186,6 +187,25 @@ def test_what_it_takes_from_modules_exists(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_in_its_titles_pass_through_literal(path):
+    """A title can hold formulas, which names must not begin."""
+    tree = code_of(path)
+    titles = [node.value for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "title"]
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AugAssign)]
+    titles += [node.value for node in assigned if "title" in ast.unparse(node).partition("=")[0]]
+    values = [part.value for title in titles for part in ast.walk(title) if isinstance(part, ast.FormattedValue)]
+    assert not {"model", "condition", "s2t.name", "name", "utterance"} & {ast.unparse(value) for value in values}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_tables_show_dollars(path):
+    """Jupyter would show what stands between two of them as a formula, but for an option that the package sets."""
+    imports = [node for node in ast.walk(code_of(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert any(re.match("(import|from) reproduction", ast.unparse(node)) for node in imports)
+    assert "mathjax_ignore" in pd.DataFrame({"utterance": ["cost$5_a$6"]})._repr_html_()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,13 +1,17 @@
 """The pipeline on small notebooks; those that run in real kernels take two seconds each."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
@@ -24,9 +28,11 @@ from reproduction.pipeline import (
     plan,
     run,
     steps_of,
+    temporary_folder,
 )
 from reproduction.profiles import load_profile, require_inputs, without_absent
 from reproduction.tables import ROOT
+from xattn.workers import ENVIRONMENT
 
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 PROFILE = {
@@ -77,6 +83,10 @@ def write_notebook(path, sources):
 
 @pytest.fixture
 def root(tmp_path):
+    return make_repository(tmp_path)
+
+
+def make_repository(tmp_path):
     """A small repository: a profile, corpus, model and package, a notebook that makes maps and one that reads them."""
     for folder in ("notebooks/profiles", "notebooks/paper", "data", "models/base", "models/small", "kit"):
         (tmp_path / folder).mkdir(parents=True)
@@ -139,6 +149,114 @@ def test_only_what_changed_runs_again(root, capfd):
     assert facts["precision"] in ("float32", "bfloat16") and facts["threads"] >= 1 and facts["processor"]
     # sha256sum of the table above
     assert facts["tables"] == {"20_table.csv": "06b48e31fe6e089f3f33dc0e7612d929dca03e8856bf2d9147d99a8c7c8c5ce5"}
+
+
+@pytest.mark.parametrize("name", ["my {x} proj", "{maps}", "$HOME `a` %s #1 'b' \"c\"", "雪 😀", "caf\udce9"])
+def test_folders_can_have_any_name(tmp_path, name):
+    root = make_repository(tmp_path / name)
+    for folder in ("data", "models"):
+        (root / folder).rename(root / f"$y {{seed}} {folder}")
+    changed = {"data": "$y {seed} data", "models": {"base": "$y {seed} models/base"}}
+    run(write_profile(root, PROFILE | changed), root=root, steps=STEPS_HERE)
+    assert (root / "figures/tiny/20_table.csv").read_text() == "rho\n0.5"
+
+
+SENTENCES = {
+    errno.ENOSPC: r" \(No space left on device\): make room",
+    errno.EACCES: ", because you have no permission to write there: change the permissions of its folder or",
+    errno.EROFS: ", because it is on a read-only file system: choose another folder and run this again",
+}
+
+
+@pytest.mark.parametrize("number", SENTENCES)
+def test_notebook_that_cannot_be_written_is_named_with_the_reason(root, monkeypatch, number):
+    def refused(path, content):
+        raise OSError(number, os.strerror(number), str(path))
+
+    check = "reproduction.pipeline.check_kernel"  # writes elsewhere
+    monkeypatch.setattr(check, lambda: None)
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(
+        OSError, match=rf"^figures/tiny/.*10_maps-base-en\.running\.ipynb could not be w.*{SENTENCES[number]}"
+    ):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+
+
+def test_disk_that_gets_full_while_a_notebook_runs_is_named(root, monkeypatch):
+    write, calls = Path.write_bytes, []
+
+    def full(path, content):
+        calls.extend([path] * (".running." in path.name))
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        OSError, match=r"running\.ipynb could not be written \(No space left.*\): make room and run this a"
+    ):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+
+
+@pytest.mark.parametrize("name", ["figures", "figures/tiny", "figures/tiny/notebooks"])
+def test_file_in_the_place_of_a_folder_is_named(root, name):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+    with pytest.raises(
+        OSError, match=f"because {name} is a file where a folder is needed: rename that file and run this"
+    ):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+
+
+def test_temporary_folder_can_have_a_path_too_long_for_sockets(root, tmp_path, monkeypatch, capfd):
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with temporary_folder() as folder:
+        assert len(os.fsencode(f"{folder}/kernel-ipc-5")) <= 103
+    run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+    assert stale(root) == [] and "TMPDIR" not in capfd.readouterr().out
+
+
+def test_unusable_temporary_folder_is_reported(root, monkeypatch, capfd):
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+    used = tempfile.gettempdir()
+    assert capfd.readouterr().out.startswith(
+        f"No file can be written in TMPDIR, /nowhere: temporary files go to {used}.\n"
+    )
+
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "gettempdir", none)
+        with pytest.raises(
+            OSError, match=r"^There is no folder for temporary files: set TMPDIR to one in which you can"
+        ):
+            temporary_folder()
+
+
+def test_kernel_that_would_import_another_clone_is_refused_before_anything_runs(root, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    (other / "xattn").mkdir(parents=True)
+    (other / "xattn" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(other))
+    sentence = f"This is the repository {ROOT}, but Python imports xattn from {other}: unset PYTHONPATH, deactivate the"
+    with pytest.raises(NotebookFailed, match=f"^{re.escape(sentence)}"):
+        run(root / "notebooks/profiles/tiny.yaml", root=root, steps=STEPS_HERE)
+    assert not (root / "figures").exists()
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": "5"}])
+def test_kernels_get_the_environment_of_workers_unless_the_user_has_set_it(root, jobs, monkeypatch, own):
+    environment = {name: each for name, each in os.environ.items() if name not in ENVIRONMENT} | own
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr("reproduction.pipeline.execute", lambda job, root: 1.0)
+    execute_all(jobs, root, at_once=1)
+    assert environment.items() >= (ENVIRONMENT | own).items() and environment["GOMP_SPINCOUNT"] in ("7", "1000")
 
 
 @pytest.mark.parametrize(

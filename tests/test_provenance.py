@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import torch
 
 from reproduction.provenance import cells, digest_code, digest_files, processor, provenance, used_model, versions
 from reproduction.tables import ROOT
+from xattn.attribution import settings
 from xattn.files import hash_file, hash_value
 
 
@@ -240,8 +240,7 @@ def test_record_of_a_run(finished):
 )
 def test_precision_is_recorded_as_it_was_used(finished, monkeypatch, asked, has_bfloat16, used):
     profile, jobs, root = finished
-    module = import_module("xattn.explain")  # the package's attribute of this name is a function
-    monkeypatch.setattr(module, "has_bfloat16", lambda device: device.type == "cpu" and has_bfloat16)
+    monkeypatch.setattr(settings, "has_bfloat16", lambda device: device.type == "cpu" and has_bfloat16)
     facts = provenance(profile | ({"precision": asked} if asked else {}), jobs, root)
     assert facts["precision"] == used
 

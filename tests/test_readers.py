@@ -5,8 +5,10 @@ Everything runs without a network. XATTN_SPEECH can name a folder of real corpor
 
 import builtins
 import io
+import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,49 @@ def test_recordings_in_a_folder(folder):
         assert 0 <= utterance.audio().size - round(seconds * SAMPLE_RATE) <= padding
 
 
+@pytest.fixture
+def stereo(tmp_path):
+    """A recording with two different channels, in a folder and in a table."""
+    channels = np.stack([noise(0.5), noise(0.5, seed=1)], axis=1)
+    (tmp_path / "stereo").mkdir()
+    soundfile.write(tmp_path / "stereo" / "a.wav", channels, SAMPLE_RATE, subtype="FLOAT")
+    return tmp_path / "stereo", channels
+
+
+def test_channel_of_recordings_in_a_folder(stereo):
+    folder, channels = stereo
+    for channel, expected in ((None, channels.mean(axis=1)), (0, channels[:, 0]), (np.int64(1), channels[:, 1])):
+        (utterance,) = utterances_from_folder(folder, "en", channel=channel)
+        np.testing.assert_array_equal(utterance.audio(), expected)
+        part = replace(utterance, end=0.25)
+        np.testing.assert_array_equal(part.audio(), expected[: SAMPLE_RATE // 4])
+    (utterance,) = utterances_from_folder(folder, "en", channel=2)
+    with pytest.raises(ValueError, match=r"a\.wav has no channel 2: choose one from 0 to 1\."):
+        utterance.audio()
+    for channel in ("left", True, -1, 0.0):
+        with pytest.raises(
+            ValueError, match=r"The channel of .*a\.wav is .*: give its number, counted from 0, or None"
+        ):
+            utterances_from_folder(folder, "en", channel=channel)
+
+
+def test_channel_of_recordings_in_a_table(stereo):
+    folder, channels = stereo
+    table = folder / "t.csv"
+    table.write_text("id,audio,language,channel\none,a.wav,en,1\ntwo,a.wav,en,\nthree,a.wav,en,0.0\n")
+    assert [each.channel for each in utterances_from_table(table)] == [1, None, 0]
+    assert [each.channel for each in utterances_from_table(table, channel=1)] == [1, 1, 0]
+    for utterance, column in zip(utterances_from_table(table, channel=1), (1, 1, 0), strict=True):
+        np.testing.assert_array_equal(utterance.audio(), channels[:, column])
+    table.write_text("id,audio,language,channel\none,a.wav,en,left\n")
+    with pytest.raises(ValueError) as error:
+        utterances_from_table(table)
+    assert str(error.value) == (
+        f"{table} row 2 (id one) has 'left' as its channel: give its number, counted from 0, leave the cell empty for "
+        "the average of all channels, or rename the column if it means something else."
+    )
+
+
 def test_utterances_from_a_folder_can_be_explained(folder, model):
     for utterance in utterances_from_folder(folder, "en")[:2]:
         maps = xattn.explain(model, utterance, occlusion=xattn.Occlusion(4, 4), progress=False)
@@ -92,7 +137,6 @@ def test_utterances_from_a_folder_can_be_explained(folder, model):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("notes.wav", b"%PDF", r"notes\.wav cannot be read as audio: convert it"),
         ("readme.txt", b"hello", r"readme\.txt has no recording of its name beside it: rename it, or put it elsewhere"),
         ("a.txt", b"\xe9", r"a\.txt is not encoded in UTF-8: save it again"),
         ("README.TXT", b"hello", r"README\.TXT has no recording of its name beside it: rename it, or put it elsewhere"),
@@ -116,6 +160,17 @@ def test_file_that_is_no_recording_is_an_error(folder, name, content, message):
         (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         utterances_from_folder(folder, "en")
+
+
+def test_recordings_that_cannot_be_read_are_listed_without_a_length(folder):
+    """Runs leave them out by name, so that one of them does not end a corpus."""
+    (folder / "notes.wav").write_bytes(b"%PDF")
+    listed = {each.id: each for each in utterances_from_folder(folder, "en")}
+    assert math.isnan(listed["notes"].duration) and listed["b talk"].duration > 0
+    with pytest.raises(ValueError, match=r"notes\.wav cannot be read as audio: convert it"):
+        listed["notes"].audio()
+    table = write_table(folder / "table.csv", [ROWS[0] | {"audio": "notes.wav"}, ROWS[1]])
+    assert [math.isnan(each.duration) for each in utterances_from_table(table)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +269,7 @@ def test_rows_of_a_table_can_be_selected(folder, name):
 
 def test_durations_of_a_table_spare_the_recordings(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr("xattn.data.readers.seconds_of", lambda path: opened.append(path.name) or 0.6)
+    monkeypatch.setattr("xattn.data.readers.listed_seconds", lambda path: opened.append(path.name) or 0.6)
     rows = [ROWS[0] | {"id": str(n)} for n in range(3)] + [ROWS[1]]
     assert [u.duration for u in utterances_from_table(write_table(folder / "t.csv", rows))] == [0.6] * 4
     assert opened == ["a.flac", "c.m4a"]  # rows can share a recording
@@ -236,7 +291,6 @@ def test_durations_of_a_table_spare_the_recordings(folder, monkeypatch):
     ("change", "message"),
     [
         ({"audio": "z.wav"}, r"row {} \(id 1\): There is no audio file .*z\.wav: check the path"),
-        ({"audio": "a.txt"}, r"row {} \(id 1\): .*a\.txt cannot be read as audio"),
         ({"language": ""}, r"row {} \(id 1\) has an empty language: fill it in or drop the row"),
         ({"id": "../1"}, r"row {}: The utterance id '\.\./1' cannot be part of a file name"),
         ({"id": "x é"}, r"row {} \(id x é\) repeats the id of row {}: rename one"),
@@ -535,7 +589,7 @@ def test_lengths_of_clips_come_from_the_list_of_durations(common_voice, monkeypa
     rows = [f"common_voice_it_{n}.mp3\t{500 + 100 * n}" for n in (1, 2, 9)]
     write_text(common_voice / "it/clip_durations.tsv", "clip\tduration[ms]", *rows)
     opened = []
-    monkeypatch.setattr("xattn.data.layouts.seconds_of", lambda path: opened.append(path.stem) or 9.0)
+    monkeypatch.setattr("xattn.data.layouts.listed_seconds", lambda path: opened.append(path.stem) or 9.0)
     assert [u.duration for u in utterances_from_common_voice(common_voice / "it")] == [0.6, 0.7, 9.0]
     assert opened == ["common_voice_it_3"]
 

@@ -96,6 +96,14 @@ def test_halves_without_all_levels_have_no_maps(number):
     assert math.isnan(split_half_reliability(None))
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_halves_that_hide_the_same_everywhere_have_no_maps(estimator, p):
+    scores = np.random.default_rng(0).exponential(size=(40, 2))
+    for partition in (PARTITION, STEPS):
+        assert half_maps(scores, Masks(partition, 40, p, 0, "h"), STEP_FRAMES, estimator) is None
+
+
 @pytest.mark.parametrize("reduction", ["2d_max", "2d_avg", "1d_max_1d_avg"])
 @pytest.mark.parametrize("partition", ["superpixels", "windows"])
 def test_halves_of_maps_are_those_of_their_scores(model, utterances, partition, reduction):
@@ -156,6 +164,12 @@ def test_a_constant_half_has_no_reliability():
         constant = halves.copy()
         constant[half] = 0.3
         assert math.isnan(split_half_reliability(constant))
+
+
+def test_opposite_halves_have_no_reliability():
+    half = np.random.default_rng(0).standard_normal((3, 7))
+    for other in (-half, -0.3 * half):
+        assert math.isnan(split_half_reliability(np.stack([half, other])))
 
 
 def correlations(everything, half, reliability=0.9, linear=("encoder",), without_scores=()):
@@ -315,6 +329,14 @@ def test_convergence_compares_blocks_of_perturbations_with_all_of_them(made, pla
         r = np.corrcoef(first, second)[0, 1]
         assert row.reliability == pytest.approx(2 * r / (1 + r), abs=1e-9)
     assert table.r[0] == pytest.approx(1) and (table.r[1:] < 0.99).all()
+
+
+def test_convergence_of_constant_maps_and_of_maps_without_halves_is_unknown(made):
+    maps = made.scored().assign_attrs(estimator="sqrt_ridge").isel(input_mask=slice(3), encoder_mask=slice(3))
+    for p, place in ((0.0, "input"), (1.0, "encoder"), (0.5, "input"), (0.7, "encoder")):
+        table = convergence(maps.assign_attrs({f"{place}_p": p}), place, ESTIMATORS, [1], blocks=3)
+        assert len(table) == 13 and table[["half", "reliability"]][1:].isna().all(axis=None)
+        assert table[["r", "everything"]].isna().all(axis=None) == (p in (0, 1))
 
 
 def test_windows_are_linear_in_convergence(made):

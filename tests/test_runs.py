@@ -11,14 +11,19 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import xarray as xr
 from conftest import counted, without_seconds
 
 import xattn.attribution.occlusion
-from xattn import runs, store
-from xattn.explain import Occlusion, explain, explain_directions
+from xattn import runs, store, utterances_from_folder
+from xattn.attribution import settings
+from xattn.audio import SAMPLE_RATE
+from xattn.data.utterance import Utterance
+from xattn.explain import Occlusion, determinants, explain, explain_directions
 from xattn.models import load_model
 from xattn.runs import estimate_cost, explain_corpus, explain_into
 from xattn.store import load_maps
@@ -79,7 +84,7 @@ def test_interrupted_corpus_resumes(model, utterances, tmp_path, capsys, monkeyp
     calls = counted(model, monkeypatch, "encode")
     explain_corpus(model, utterances, tmp_path, occlusion=SMALL)
     assert capsys.readouterr().out.startswith("tiny en 2/2 en-test-1: ")
-    assert calls == [1, 5, 5, 2] and first.stat().st_mtime_ns == before
+    assert calls == [1, 5, 5, 2, 1] and first.stat().st_mtime_ns == before
 
 
 def test_estimated_size_is_that_of_the_stored_maps(model, utterances):
@@ -102,7 +107,7 @@ def test_estimates_count_all_masks_even_if_a_run_could_stop_early(model, utteran
     calls = counted(model, monkeypatch, "encode")
     occlusion = replace(SMALL, batch_size=30, reliability=0.0, seconds=1e-6)
     estimate_cost(model, utterances, ["en"], occlusion)
-    assert calls == [1, 30, 1, 30, 1, 30, 30, 30, 1, 30]
+    assert calls == [1, 30, 1, 1, 30, 1, 1, 30, 30, 30, 1, 1, 30, 1]
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 5, 7])
@@ -210,6 +215,20 @@ def test_keys_of_stored_maps_are_those_from_before_four_libraries_entered(key_wi
     assert key_with({}) == key
 
 
+def test_keys_of_stored_maps_change_with_the_channel(model, utterances, tmp_path):
+    """Without a channel, a key is as it was before utterances had one."""
+    samples = utterances[0].audio()
+    soundfile.write(tmp_path / "a.wav", np.stack([samples, samples[::-1]], axis=1), SAMPLE_RATE, subtype="FLOAT")
+    keys = []
+    for channel in (None, 0, 1):
+        (utterance,) = utterances_from_folder(tmp_path, "en", channel=channel)
+        explained, _ = explain_into(model, utterance, ["en"], tmp_path / "maps", SMALL)
+        keys.append(explained["en"])
+    assert len(set(keys)) == 3
+    origin = determinants(model, (tmp_path / "a.wav").read_bytes(), "a", SMALL)
+    assert keys[0] == store.key_of(origin | {"settings": ["en"], "setting": "en"})
+
+
 def test_keys_of_stored_maps_change_with_the_version_of_every_library(key_with):
     libraries = ["torch", "transformers", "scikit-image", "numpy", *LATER_VERSIONS]
     keys = {key_with(LATER_VERSIONS | {library: "0.1"}) for library in libraries}
@@ -268,3 +287,45 @@ def test_threads_of_a_worker_run_one_at_a_time(model, tiny_folder):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: runs._on_worker(str(tiny_folder), "cpu", model.weights_hash, unit, n), range(4)))
     assert most == [1, 1, 1, 1]
+
+
+def test_bad_recordings_are_left_out_by_name_with_the_reason(model, utterances, tmp_path, monkeypatch, capsys):
+    audio = {name: tmp_path / f"{name}.wav" for name in ("empty", "silent", "cut short", "30 ms", "long")}
+    audio["missing"] = tmp_path / "missing.wav"
+    noise = 0.1 * np.random.default_rng(0).standard_normal(3 * 16_000)
+    audio["empty"].touch()
+    soundfile.write(audio["silent"], np.zeros(16_000), 16_000)
+    soundfile.write(audio["30 ms"], noise[:480], 16_000)
+    soundfile.write(audio["long"], noise, 16_000)
+    soundfile.write(audio["cut short"], noise, 16_000)
+    audio["cut short"].write_bytes(audio["cut short"].read_bytes()[:40_000])
+    bad = [Utterance(name, path, "en", 1.0) for name, path in audio.items()]
+    corpus = [utterances[0], *bad, utterances[1]]
+    most = model.pass_bytes(250, 16)
+    monkeypatch.setattr(settings, "needed_bytes", lambda model, frames, bands, tokens: model.pass_bytes(frames, tokens))
+    monkeypatch.setattr(settings, "free_bytes", lambda device: most)
+    explain_corpus(model, corpus, tmp_path / "maps", occlusion=SMALL)
+    lines = capsys.readouterr().out.splitlines()
+    listed = lines.index("6 of 8 utterances have no maps:")
+    reasons = dict(line.split(": ", 1) for line in lines[listed + 1 :])
+    assert list(reasons) == [each.id for each in bad]
+    expected = {
+        "empty": "is empty (0 bytes)",
+        "silent": "is silent (every sample is 0)",
+        "cut short": "cut short.wav ends after 40000 of the 96044 bytes it announces",
+        "30 ms": "lasts 30.0 ms, less than the 35 ms of two frames",
+        "long": "long lasts 3 s, which needs about",
+        "missing": "There is no audio file",
+    }
+    for name, words in expected.items():
+        assert reasons[name].startswith("skipped (") and words in reasons[name]
+        assert f"tiny en {2 + list(audio).index(name)}/8 {name}: {reasons[name]}" in "\n".join(lines)
+    assert [maps.utterance for maps in load_maps(tmp_path / "maps", "tiny", "en")] == [
+        each.id for each in utterances[:2]
+    ]
+
+
+def test_a_corpus_without_progress_prints_nothing(model, utterances, tmp_path, capsys):
+    missing = Utterance("missing", tmp_path / "missing.wav", "en", 1.0)
+    explain_corpus(model, [utterances[0], missing], tmp_path / "maps", occlusion=SMALL, progress=False)
+    assert capsys.readouterr().out == ""

@@ -8,7 +8,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import drawn
 
+from reproduction import method
 from reproduction.figures import (
     BLUE,
     GREY,
@@ -106,6 +108,8 @@ def random_layers():
     return table.assign(low=table.value - 0.1, high=table.value + 0.1, n=4)
 
 
+# A name, and how it is drawn.
+NAME, SHOWN = "_my_$5_a$6\\日", "_my_$5_a$6\\[U+65E5]"
 FIGURES = {
     "heads_and_layers": lambda: heads_and_layers(layers_and_heads(), "tiny, en"),
     "coverage": coverage,
@@ -278,3 +282,23 @@ def test_a_single_panel_is_as_wide_as_its_title():
     assert len(figure.axes) == 1
     title = figure._suptitle.get_window_extent()
     assert title.x0 >= 0 and title.x1 <= figure.bbox.width
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_models_are_drawn_as_they_are(tmp_path):
+    rows = long_table().query("layer == 'mean'").replace({"model": {"small": NAME}})
+    assert f"{SHOWN} en-it" in drawn(intervals(rows, ["model", "direction"], "quantity", "made"), tmp_path)
+    layers = rho_of_layers().replace({"model": {"small": NAME}})
+    assert SHOWN in drawn(layer_lines(layers, "made"), tmp_path)
+    masks = few_masks().replace({"condition": {"tiny/en": f"{NAME}/en"}})
+    titles = [text for text in drawn(convergence(masks, "made"), tmp_path) if text.startswith(SHOWN)]
+    assert sorted(titles) == [f"{SHOWN}/en, SM{place}" for place in "HX"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_tokens_are_drawn_as_they_are(made, tmp_path):
+    maps = made.scored()
+    maps = maps.assign_coords(token=[f"▁{NAME}", *maps.token.values[1:]])
+    maps["input_scores"][:, 0] += maps.input_scores.max()  # the first token has the highest scores
+    assert f"▁{SHOWN}" in drawn(method.one_mask(maps), tmp_path)
+    assert any(text.startswith(f"SM of the token ▁{SHOWN} (") for text in drawn(method.more_masks(maps), tmp_path))

@@ -1,5 +1,6 @@
 """Tables as text, and the paper's values."""
 
+import mistune
 import numpy as np
 import pandas as pd
 
@@ -36,6 +37,26 @@ def test_saved_table_is_markdown_below_its_caption(tmp_path):
     wide = pd.DataFrame({("small", "en"): ["0.4"], ("small", "it"): [None]}, index=pd.Index([1], name="layer"))
     save(wide, tmp_path / "wide.md", "Wide.")
     assert "| layer   | small en   | small it   |" in (tmp_path / "wide.md").read_text(encoding="utf-8")
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    names = ["$5_a$6", "_small_", "*a*|b", "<b>`c`</b>", "\\a\\", "[x](y)", "~~no~~", "&lt;", "2d_max"]
+    table = pd.DataFrame({f"{name}, en": [name] for name in names}, index=pd.Index(["__all__"], name="model"))
+    save(table, tmp_path / "tab.md", f"rho(CA, SM^X) of {' '.join(names)}.")
+    markdown = (tmp_path / "tab.md").read_text(encoding="utf-8")
+    parse = mistune.create_markdown(renderer=None, plugins=["table", "strikethrough", "math", "url"])
+    caption, _, read = parse(markdown)
+    head, body = read["children"]
+    cells = [[texts(cell) for cell in row["children"]] for row in (head, *body["children"])]
+    assert cells == [["model", *table.columns], ["__all__", *names]]
+    assert texts(caption) == f"rho(CA, SM^X) of {' '.join(names)}."
+    assert "2d_max" in markdown  # easy to read as it is, too
+
+
+def texts(node):
+    """The text in a node of parsed Markdown, which must hold nothing but text."""
+    assert {child["type"] for child in node["children"]} == {"text"}
+    return "".join(child["raw"] for child in node["children"])
 
 
 def test_values_of_a_table_of_the_paper():

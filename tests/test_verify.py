@@ -1,6 +1,7 @@
 """Comparing committed tables with a fresh run, and accepting the fresh ones."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,3 +128,14 @@ def test_findings_have_the_tolerance_of_values_without_noise():
 def test_verdicts_are_not_compared():
     table = pd.DataFrame({"statistic": ["rho"], "value": [0.4], "low": [0.0001], "high": [0.5], "verdict": ["holds"]})
     assert differences(table, table.assign(low=-0.0001, verdict="undecided")) == []
+
+
+def test_file_that_cannot_be_written_is_an_error_in_one_sentence(monkeypatch, capsys):
+    def full(path, **options):
+        raise OSError("figures/tab1.csv could not be written (No space left on device): make room and run this again.")
+
+    monkeypatch.setattr(sys, "argv", ["verify", str(ROOT / "notebooks" / "profiles" / "smoke.yaml")])
+    monkeypatch.setattr(verify, "forget_changed", lambda profile: None)
+    monkeypatch.setattr(verify, "run", full)
+    assert verify.main() == 2
+    assert capsys.readouterr().err.startswith("error: figures/tab1.csv could not be written (No space left on device)")

@@ -1,5 +1,6 @@
 """Whisper on a tiny random checkpoint that takes 2 s of audio, with a tokenizer trained here."""
 
+import copy
 import json
 import shutil
 
@@ -8,9 +9,13 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+import xarray as xr
 import yaml
 from conftest import SENTENCES
-from pretrained import SMALL, PretrainedChecks, quietly, randomised
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pretrained import SMALL, PretrainedChecks, changed, quietly, randomised
+from safetensors.torch import load_file, save_file
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -21,9 +26,11 @@ from transformers import (
 
 from reproduction.pipeline import run
 from reproduction.tables import ROOT
+from xattn.analysis.localisation import KINDS, token_kinds, token_times
 from xattn.analysis.quality import quality_table, transcribe
-from xattn.data.utterance import Utterance
+from xattn.data.utterance import Utterance, Word
 from xattn.explain import Occlusion, explain
+from xattn.maps import spelled, words_of
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
 from xattn.released import write_released
@@ -120,6 +127,58 @@ def test_a_loaded_model_has_the_interface(pretrained):
     assert pretrained.text(torch.cat([pretrained.prompt("en"), ids, torch.tensor([0])])) == "the dog sì"
 
 
+def with_vocabulary(model, *texts):
+    """The model with a tokenizer that has learnt pieces from the texts."""
+    other = copy.copy(model)
+    other.tokenizer = WhisperTokenizer().train_new_from_iterator(texts, vocab_size=265)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("learnt", "text", "expected"),
+    [
+        ("", "aé😀", ["▁", "a", "<0xC3>", "<0xA9>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]),
+        ("né nè nê", "né", ["▁n<0xC3>", "<0xA9>"]),  # a complete part and an incomplete tail
+        ("é1é2é3", "é", ["▁", "é"]),
+        ("a\ufffd b\ufffd c\ufffd", "\ufffd", ["▁", "\ufffd"]),  # a character like any other
+        ("", "$_ <0x41>", ["▁", "$", "_", "▁", "<", "0", "x", "4", "1", ">"]),
+    ],
+)
+def test_parts_of_characters_are_shown_as_their_bytes(pretrained, learnt, text, expected):
+    model = with_vocabulary(pretrained, learnt)
+    assert model.tokens(model.token_ids(text)) == [*expected, "<|endoftext|>"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text())
+def test_joined_tokens_spell_the_text(pretrained, text):
+    tokens = pretrained.tokens(pretrained.token_ids(text))
+    assert spelled(tokens) == f"{text.strip()}<|endoftext|>".replace(" ", "").replace("▁", "")
+
+
+def test_tokens_outside_of_the_alphabet_of_bytes_are_shown_as_they_are(pretrained):
+    model = with_vocabulary(pretrained, "")
+    model.tokenizer.add_tokens(["é", "日 本"])
+    ids = model.tokenizer.convert_tokens_to_ids(["é", "日 本"])
+    assert model.tokens(torch.tensor([*ids, 9999])) == ["é", "日▁本", "<9999>"]
+    model.tokenizer = WhisperTokenizer(vocab={"<|endoftext|>": 0, "日": 1, "æĹ¥": 2}, merges=[])
+    assert model.tokens(torch.tensor([0, 1, 2])) == ["<|endoftext|>", "日", "日"]
+
+
+def test_words_of_split_characters_are_found_in_the_recording(pretrained):
+    tokens = pretrained.tokens(pretrained.token_ids("sì 日本 😀 lo"))
+    maps = xr.DataArray(np.zeros(len(tokens)), dims="token", coords={"token": tokens})
+    spoken = [Word("sì", 0.0, 0.2), Word("日本", 0.2, 0.5), Word("lo", 0.6, 0.7)]
+    words, times = words_of(tokens), token_times(maps, spoken, "it")
+    assert list(dict.fromkeys(words)) == ["sì", "日本", "😀", "lo", "<|endoftext|>"]
+    for word in spoken:
+        assert (times[words == word.word] == (word.start, word.end)).all()
+    assert np.isnan(times[words == "😀"]).all()
+    start, continuation, punctuation = KINDS  # the space before a word is a token of its own here
+    assert token_kinds(tokens)[words == "日本"].tolist() == [start, *[continuation] * 6]
+    assert token_kinds(tokens)[words == "😀"].tolist() == [start, *[punctuation] * 4]
+
+
 @pytest.mark.parametrize("samples", [400, 4_000, 4_001, 4_159, 4_161, 31_700, 32_000])
 def test_the_frames_after_the_recording_are_silent(pretrained, samples):
     rng = np.random.default_rng(samples)
@@ -209,6 +268,41 @@ def test_an_english_checkpoint_has_no_tags_of_language_and_task(folder, tmp_path
         with pytest.raises(ValueError, match="whisper-tiny.en"):
             model.prompt(direction)
     assert not model.detects_language
+
+
+@pytest.mark.parametrize(("vocabulary", "multilingual"), [(None, False), (51864, False), (51865, True), (51866, True)])
+@pytest.mark.parametrize("generation", [False, True])
+def test_the_size_of_the_vocabulary_tells_whether_a_checkpoint_is_multilingual(
+    folder, tmp_path, vocabulary, multilingual, generation
+):
+    """If generation_config.json does not say so or is missing. All have the tags of both languages."""
+    older = changed(folder, tmp_path / "older", "generation_config.json", is_multilingual=None)
+    tensors = load_file(older / "model.safetensors")
+    rows = tensors["model.decoder.embed_tokens.weight"]
+    size = vocabulary or len(rows)
+    copy = changed(older, tmp_path / "whisper", vocab_size=size)
+    rows = torch.cat([rows, torch.zeros(size - len(rows), rows.shape[1])])
+    tensors = tensors | {"model.decoder.embed_tokens.weight": rows}
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    if not generation:
+        (copy / "generation_config.json").unlink()
+    model = load_model(copy)
+    tags = ["<|en|>", "<|transcribe|>"] if multilingual else []
+    assert model.tokens(model.prompt("en")) == ["<|startoftranscript|>", *tags, "<|notimestamps|>"]
+    assert model.languages == (("en", "it") if multilingual else ("en",))
+    assert model.detects_language == multilingual
+
+
+@pytest.mark.parametrize("stated", [{"suppress_tokens": [5, 6], "begin_suppress_tokens": [7]}, {}])
+def test_without_a_generation_config_tokens_are_suppressed_as_config_json_says(folder, tmp_path, audio, stated):
+    entries = dict.fromkeys(("suppress_tokens", "begin_suppress_tokens")) | stated
+    copy = changed(folder, tmp_path / "whisper", **entries)
+    (copy / "generation_config.json").unlink()
+    model = load_model(copy)
+    found, stamps = model.network.generation_config, range(int(model.prompt("en")[-1]) + 1, model.config.vocab_size)
+    assert found.suppress_tokens == [*stated.get("suppress_tokens", []), *stamps] and len(stamps) == 101
+    assert found.begin_suppress_tokens == stated.get("begin_suppress_tokens")
+    assert len(model.prompt("en")) == 2 and len(model.generate(model.features(audio)[None], "en")[0]) > 1
 
 
 def test_the_language_is_the_most_probable_first_token(folder, utterances, capsys):

@@ -5,13 +5,15 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import distributed
+import platformdirs
 import pytest
 import torch
 import xarray as xr
 
 from xattn import Occlusion, explain_corpus, load_maps
-from xattn.workers import MEMORY, connect
+from xattn.workers import ENVIRONMENT, connect
 
 SMALL = Occlusion(input_masks=12, encoder_masks=10, batch_size=5, precision="float32")
 
@@ -53,9 +55,26 @@ def jobs(monkeypatch):
 def test_slurm_cluster_uses_its_configuration_and_the_given_number_of_jobs(jobs):
     with connect("slurm:3") as client:
         (arguments, options, cluster), scaled = jobs
-        assert (arguments, options, scaled) == ((), {}, 3)
+        assert (arguments, options.keys(), scaled) == ((), {"log_directory"}, 3)
         assert client.scheduler.address == cluster.scheduler_address
     assert cluster.status == distributed.Status.closed and client.status == "closed"
+
+
+def test_logs_of_slurm_jobs_go_to_the_user_cache_unless_jobqueue_yaml_names_a_folder(jobs, user_cache, tmp_path):
+    for configured, expected in ((None, user_cache / "xattn" / "slurm"), (str(tmp_path / "logs"), tmp_path / "logs")):
+        jobs.clear()
+        with dask.config.set({"jobqueue.slurm.log-directory": configured}), connect("slurm:1"):
+            assert jobs[0][1] == {"log_directory": str(expected)}
+    assert (user_cache / "xattn" / "slurm").is_dir() and not (tmp_path / "logs").exists()  # SLURMCluster makes it
+
+
+def test_folder_of_logs_that_cannot_be_made_is_named(jobs, monkeypatch, tmp_path):
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache")
+    with pytest.raises(
+        OSError, match=r"cache/slurm could not be written, because .*/cache is a file where a folder is"
+    ):
+        connect("slurm:1").__enter__()
 
 
 def test_cluster_is_closed_if_its_scheduler_does_not_answer(jobs, monkeypatch):
@@ -96,13 +115,13 @@ def test_workers_give_the_maps_of_one_process(model, utterances, tiny_folder, tm
             xr.testing.assert_identical(one.assign_attrs(seconds=None), two.assign_attrs(seconds=None))
 
 
-@pytest.mark.parametrize(("own", "expected"), [(None, str(2**30)), ("65536", "65536")])
-def test_workers_keep_freed_memory_unless_the_environment_says_otherwise(monkeypatch, own, expected):
-    for name in MEMORY:
+@pytest.mark.parametrize("own", [None, "65536"])
+def test_workers_have_their_environment_unless_the_user_has_set_it(monkeypatch, own):
+    for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False) if own is None else monkeypatch.setenv(name, own)
     with connect("1") as client:
-        for name in MEMORY:
-            assert list(client.run(os.getenv, name).values()) == [expected]
+        for name, expected in ENVIRONMENT.items():
+            assert list(client.run(os.getenv, name).values()) == [own or expected]
 
 
 def _dies_once(flag):

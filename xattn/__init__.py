@@ -8,12 +8,14 @@ xattn.correlate(maps.cross_attention, maps.input_saliency)
 from importlib.metadata import version
 
 from xattn.analysis.correlation import correlate
+from xattn.attribution.settings import Occlusion
 from xattn.data.corpus import load_corpus
 from xattn.data.europarl import utterances_from_europarl
 from xattn.data.layouts import utterances_from_common_voice, utterances_from_librispeech, utterances_from_timit
+from xattn.data.pauses import cut_at_pauses
 from xattn.data.readers import utterances_from_dataset, utterances_from_folder, utterances_from_table
 from xattn.data.utterance import Utterance, utterance_from_file
-from xattn.explain import Occlusion, explain
+from xattn.explain import explain
 from xattn.models import Decoding, load_model
 from xattn.runs import explain_corpus
 from xattn.store import load_maps
@@ -24,6 +26,7 @@ __all__ = [
     "Occlusion",
     "Utterance",
     "correlate",
+    "cut_at_pauses",
     "explain",
     "explain_corpus",
     "load_corpus",

@@ -1,6 +1,7 @@
 """Heatmaps of maps in one style. Functions return a Figure; `save` writes it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -10,10 +11,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from xattn.analysis.correlation import normalised_attention, normalised_saliency
 from xattn.analysis.normalisation import standardise
 from xattn.data.utterance import Word
+from xattn.files import replacing
 from xattn.maps import SALIENCIES, drop_special_tokens
 
 MAP_COLOURS = "magma"
@@ -28,7 +31,11 @@ STYLE = {
     "savefig.dpi": 160,
     "svg.hashsalt": "xattn",
     "svg.fonttype": "none",
+    "text.parse_math": True,
+    "text.usetex": False,  # `literal` escapes for mathtext only
 }
+# What files would say of the time or the version, which changes their bytes.
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 SATURATION = 4.0  # standard deviations at which the colour scale of maps ends
 SPECTROGRAM = {"origin": "lower", "interpolation": "none", "cmap": "Greys", "vmin": -1.5, "vmax": 3}
 TITLES = {
@@ -38,13 +45,41 @@ TITLES = {
 }
 
 
-def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) -> None:
-    """Write a figure as stem.png (and stem.svg), the same bytes for the same content, and close it."""
-    Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    for suffix in formats:
-        with matplotlib.rc_context(STYLE):
-            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(f"{stem}.{suffix}", bbox_inches="tight", metadata=metadata)
+@cache
+def _drawable() -> Collection[int]:
+    """Code points for which the font of figures, which comes with matplotlib, has glyphs."""
+    return get_font(findfont(STYLE["font.family"])).get_charmap().keys()
+
+
+def literal(text: str) -> str:
+    """Return what makes a figure show a text from outside, such as a token or a name, as it is.
+
+    Dollars are escaped, so that they do not begin a formula. Characters that the font lacks become their code points,
+    such as [U+1F600]: another font would make pictures depend on the machine.
+    """
+    shown = (each if ord(each) in _drawable() else f"[U+{ord(each):04X}]" for each in text)
+    return "".join(shown).replace("$", r"\$")
+
+
+def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ()) -> None:
+    """Write a figure, as PNG, PDF or SVG with the same bytes for the same content, and close it.
+
+    Args:
+        stem: the file's name, with or without the suffix of a format that matplotlib writes: "x" becomes x.png.
+        formats: one file is written for each, such as ("png", "svg"); by default the one of the suffix, or "png".
+
+    Raises:
+        ValueError: matplotlib does not write a format. OSError: a file could not be written.
+    """
+    stem, known = Path(stem), figure.canvas.get_supported_filetypes()
+    if stem.suffix[1:].lower() in known:
+        stem, formats = stem.with_suffix(""), formats or (stem.suffix[1:],)
+    for each in formats:
+        if each.lower() not in known:
+            raise ValueError(f"Figures cannot be saved in the format {each!r}: choose one of {', '.join(known)}.")
+    for each in formats or ("png",):
+        with matplotlib.rc_context(STYLE), replacing(Path(f"{stem}.{each}")) as temporary:
+            figure.savefig(temporary, format=each, bbox_inches="tight", metadata=METADATA.get(each.lower()))
     plt.close(figure)
 
 
@@ -67,18 +102,22 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
         maps = maps.expand_dims("token")
         if "features" in maps:  # they do not depend on the token
             maps = maps.assign(features=maps.features.isel(token=0, drop=True))
-    maps = drop_special_tokens(maps)
+    maps, words = drop_special_tokens(maps), [word._replace(word=literal(word.word)) for word in words]
     attention = maps.cross_attention.mean([axis for axis in ("layer", "head") if axis in maps.cross_attention.dims])
     panels = {"cross_attention": normalised_attention(attention)}
     panels |= {name: normalised_saliency(maps[name], attention, reduction) for name in SALIENCIES if name in maps}
-    tokens = maps.token.values
+    tokens = [literal(token) for token in maps.token.values]
     heights = [1.1, 0.19 * len(tokens)] if "features" in maps else [0.19 * len(tokens)]
-    above = 8 + 4.5 * max((len(word.word) for word in words if "features" in maps), default=0)  # points
+    letters = max((len(word.word) for word in words if "features" in maps), default=0)
+    above = 8 + 4.5 * letters  # points
+    # Longer names than usual enlarge the figure, by an em for each letter; they would leave no room for the maps.
+    width = 1 + 3 * len(panels) + max(0, max(map(len, tokens), default=0) - 16) / 9
+    height = 1.3 + sum(heights) + max(0, letters - 11) / 8
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(heights),
             len(panels),
-            figsize=(1 + 3 * len(panels), 1.3 + sum(heights)),
+            figsize=(width, height),
             sharex=True,
             squeeze=False,
             gridspec_kw={"height_ratios": heights, "hspace": 0.04, "wspace": 0.04},
@@ -97,7 +136,8 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
             axis.set_yticks([])
         bar = figure.colorbar(image, ax=axes[-1], extend="both", pad=0.01, aspect=30)
         bar.set_label("standard deviations\nabove the row's mean")
-        figure.suptitle(", ".join([maps.model, maps.setting, maps.utterance, *_selection(maps)]), fontsize=9)
+        names = [literal(name) for name in (maps.model, maps.setting, maps.utterance)]
+        figure.suptitle(", ".join([*names, *_selection(maps)]), fontsize=9)
     return figure
 
 
@@ -187,7 +227,7 @@ def superpixels(features: np.ndarray, partitions: dict[str, np.ndarray]) -> Figu
                 axis.vlines(time + 0.5, mel - 0.5, mel + 0.5, color="#b5502d", linewidth=0.8)
                 time, mel = np.nonzero(labels[:, 1:] != labels[:, :-1])
                 axis.hlines(mel + 0.5, time - 0.5, time + 0.5, color="#b5502d", linewidth=0.8)
-                axis.set_title(f"{name}, level {level}: {len(np.unique(labels))} in view")
+                axis.set_title(f"{literal(name)}, level {level}: {len(np.unique(labels))} in view")
             row[0].set_ylabel("Mel band")
         for axis in axes[-1]:
             axis.set_xlabel("frame of the stretch")

@@ -6,6 +6,7 @@ Hz. `step_start` and `step_end` are the seconds that each step covers; the first
 recording. The attribute `total` of layer, head and time is their length before any selection.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from xattn.audio import FRAME_SECONDS, WINDOW_SECONDS
 REDUCTIONS = ("2d_max", "2d_avg", "1d_max_1d_avg")
 SPECIAL_TOKENS = ("</s>", "<s>", "<|endoftext|>")  # BOS and EOS; the last one is Whisper's
 WORD_START = "▁"
+BYTES = re.compile("(?:<0x[0-9A-F]{2}>)+")  # of characters that are split among tokens
 SALIENCIES = ("input_saliency", "encoder_saliency")  # SM^X and SM^H
 DIMENSIONS = {
     "cross_attention": ("layer", "head", "token", "step"),
@@ -81,6 +83,12 @@ def step_coordinates(times: np.ndarray, step_frames: np.ndarray) -> dict:
     return {"step": middle, "step_start": ("step", start + hop * first), "step_end": ("step", start + hop * end)}
 
 
+def shifted(maps: xr.Dataset, seconds: float) -> xr.Dataset:
+    """Move all times of maps by so many seconds, as for a part of a recording."""
+    names = "time", "step", "step_start", "step_end"
+    return maps.assign_coords({name: maps[name].copy(data=maps[name].values + seconds) for name in names})
+
+
 def word_numbers(tokens: Sequence[str]) -> np.ndarray:
     """The number of the word that each token belongs to, from 0; special tokens are words of their own."""
     special = np.isin(tokens, SPECIAL_TOKENS)
@@ -92,8 +100,20 @@ def word_numbers(tokens: Sequence[str]) -> np.ndarray:
 def words_of(tokens: Sequence[str]) -> np.ndarray:
     """The word that each token belongs to, str (I,)."""
     numbers = word_numbers(tokens)
-    words = ["".join(np.array(tokens)[numbers == number]).replace(WORD_START, "") for number in range(max(numbers) + 1)]
+    words = [spelled(np.array(tokens)[numbers == number]) for number in range(max(numbers) + 1)]
     return np.array(words)[numbers]
+
+
+def spelled(tokens: Sequence[str]) -> str:
+    """Join consecutive tokens to text without ▁, and the bytes of a character to the character."""
+    return BYTES.sub(_decoded, "".join(tokens)).replace(WORD_START, "")
+
+
+def _decoded(run: re.Match) -> str:
+    try:
+        return bytes.fromhex(re.sub("<0x|>", "", run[0])).decode()
+    except UnicodeDecodeError:  # some are not part of a whole character
+        return run[0]
 
 
 def with_cells(maps: xr.Dataset) -> xr.Dataset:

@@ -1,5 +1,6 @@
 """A corpus through a model into a folder of maps: progress, resuming, cost; in this process or on workers."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -9,8 +10,10 @@ from pathlib import Path
 from threading import Lock
 
 from xattn import store
+from xattn.attribution.settings import Occlusion
+from xattn.audio import check_file
 from xattn.data.utterance import Utterance
-from xattn.explain import Occlusion, determinants, direction_of, explain_directions, known_reference
+from xattn.explain import determinants, direction_of, explain_directions, known_reference
 from xattn.models import Decoding, S2TModel, load_model
 from xattn.models.errors import NothingToExplain
 
@@ -29,14 +32,15 @@ def explain_corpus(
     """Explain utterances of one language and store their maps; what is stored already is skipped.
 
     Read the maps with `xattn.load_maps`. Runs survive interruption: the same call resumes, and at most ten seconds are
-    lost. Utterances that are too long for the model, or for which it writes fewer than two tokens, are skipped.
+    lost. Utterances whose recording cannot be read, is silent or too long for the model or the memory, or for which it
+    writes fewer than two tokens, are skipped; a list of them with the reasons is printed at the end.
 
     Args:
         folder: for the maps, <model>/<direction>/<utterance>.
         translate_to: the language of the output; by default the spoken one. Several languages, which may include the
             spoken one, share the encoder's passes.
         occlusion, decoding: see `xattn.explain`.
-        progress: whether to print a line for each utterance, with the time left.
+        progress: whether to print a line for each utterance, with the time left, and the list of those skipped.
         workers: a Dask client from `xattn.workers.connect`. Workers need the files of model and corpus and `folder`.
 
     Raises:
@@ -57,9 +61,11 @@ def explain_corpus(
         outcomes = ((utterance, unit(model, utterance)) for utterance in utterances)
     else:
         outcomes = _on_workers(workers, model, utterances, unit)
-    started, done, keys = time.monotonic(), 0, {}
+    started, done, keys, skipped = time.monotonic(), 0, {}, []
     for number, (utterance, (found, message)) in enumerate(outcomes, start=1):
         keys[utterance.id] = found
+        if not found:
+            skipped.append(f"{utterance.id}: {message}")
         if message and progress:
             done += 1
             seconds = (time.monotonic() - started) / done
@@ -72,6 +78,8 @@ def explain_corpus(
         index = {u.id: keys[u.id][direction] for u in utterances if keys[u.id]}
         references = {utterance.id: known_reference(utterance, direction) for utterance in utterances}
         store.save_index(index, folder, model.name, direction, references)
+    if skipped and progress:
+        print("\n".join([f"{len(skipped)} of {len(utterances)} utterances have no maps:", *skipped]), flush=True)
 
 
 def explain_into(
@@ -88,10 +96,15 @@ def explain_into(
         (keys, message): the key for each direction, empty if the utterance was skipped; what was done, empty if the
         maps were already current.
     """
-    audio = utterance.audio_path.read_bytes() if utterance.samples is None else utterance.samples.tobytes()
+    try:
+        audio = _bytes_of(utterance)
+    except (OSError, ValueError) as error:
+        return {}, f"skipped ({error})"
     origin = determinants(model, audio, utterance.id, occlusion)
     if utterance.end is not None:
         origin["part"] = [utterance.start, utterance.end]
+    if utterance.channel is not None:
+        origin["channel"] = utterance.channel
     if decoding is not None:
         origin["decoding"] = asdict(decoding)
     if occlusion.reliability < 1 or occlusion.seconds:  # the number of perturbations depends on all directions
@@ -102,16 +115,28 @@ def explain_into(
         return keys, ""
     checkpoint = store.Checkpoint(paths[directions[0]].with_name(f".{utterance.id}.partial.npz"), store.key_of(keys))
     try:
+        utterance = replace(utterance, samples=utterance.audio())
+    except (OSError, ValueError) as error:
+        return {}, f"skipped ({error})"
+    try:
         explained = explain_directions(
             model, utterance, directions, occlusion, decoding=decoding, least=2, checkpoint=checkpoint
         )
-    except NothingToExplain as error:
+    except (NothingToExplain, MemoryError) as error:
         return {}, f"skipped ({error})"
     for maps in explained:
         if not store.is_current(paths[maps.setting], keys[maps.setting]):  # a run was killed between two directions
             store.save(maps, paths[maps.setting], keys[maps.setting])
     checkpoint.remove()
     return keys, "explained"
+
+
+def _bytes_of(utterance: Utterance) -> bytes:
+    """What determines the audio of an utterance: its file or its samples. OSError, ValueError: see `check_file`."""
+    if utterance.samples is not None:
+        return utterance.samples.tobytes()
+    check_file(utterance.audio_path)
+    return utterance.audio_path.read_bytes()
 
 
 def estimate_cost(
@@ -122,6 +147,7 @@ def estimate_cost(
     A few batches of masks of the utterance of median length are timed; time and size are assumed to grow linearly with
     the length.
     """
+    utterances = [each for each in utterances if not math.isnan(each.duration)] or utterances  # the others are skipped
     utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
     few = occlusion.on(model.device).batch_size
     unlimited = replace(occlusion, reliability=1.0, seconds=None)  # so that every timed run computes all its masks

@@ -49,7 +49,7 @@ def save(maps: xr.Dataset, path: Path, key: str) -> None:
     """Write maps completely or not at all, without the cells that follow from segments. OSError: writing failed."""
     compact = without_cells(maps)
     compact = compact.assign_attrs({KEY: key, CONTENTS: sorted(compact.variables)})
-    with replacing(path, AGAIN) as temporary:
+    with replacing(path, f" and {AGAIN}") as temporary:
         group = temporary.with_name(f"{temporary.name}.zarr")
         try:
             compact.to_zarr(group, mode="w", zarr_format=2, consolidated=False)
@@ -155,8 +155,8 @@ class Checkpoint:
         """Write the scores of a place, "input" or "encoder". If that fails, print the reason once and continue."""
         self.scores[place] = scores
         try:
-            remedy = "the run continues, but would lose this utterance if it were interrupted"
-            with replacing(self.path, remedy) as temporary, temporary.open("wb") as file:
+            tail = "; the run continues, but would lose this utterance if it were interrupted"
+            with replacing(self.path, tail) as temporary, temporary.open("wb") as file:
                 np.savez(file, **self.scores, **{KEY: np.array(self.key)})
         except OSError as error:
             if not self.warned:

@@ -4,10 +4,19 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-# Dask makes glibc return freed memory at once; every batch then pays for fresh pages and takes two to three times as
-# long. The Makefile sets the same for this process.
-MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-KEPT = 2**30  # bytes
+import platformdirs
+
+from xattn.files import writing
+
+# The environment of every process that explains, unless the user has set these. The Makefile has the same values.
+ENVIRONMENT = {
+    # Keep freed memory for the next batch, which is a quarter to a third faster. Dask makes glibc return it at once;
+    # every batch then pays for fresh pages and takes two to three times as long.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),  # bytes
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    # Idle threads of OpenMP wait in a loop, by default for milliseconds, and take cores from other processes.
+    "GOMP_SPINCOUNT": "1000",
+}
 
 CHOICES = "the address of a Dask scheduler such as tcp://host:8786, a number of processes such as 2, or jobs as slurm:8"
 
@@ -19,9 +28,11 @@ def connect(where: str | None = None) -> Iterator:
     Args:
         where: None or "" for this process; "2" for two processes on this machine; "tcp://host:8786" for the scheduler
             at this address; "slurm:8" for eight SLURM jobs, which Dask's own configuration describes (jobqueue.yaml).
+            Their logs go to the folder xattn/slurm in the user's cache unless `log-directory` there names another one.
 
     Raises:
-        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: no scheduler answers.
+        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: no scheduler answers, or the
+            folder for the logs of SLURM jobs could not be made.
     """
     if not where:
         yield None
@@ -39,7 +50,8 @@ def connect(where: str | None = None) -> Iterator:
         cluster = where
         if where.isdigit():
             threads = max(1, (os.cpu_count() or 1) // int(where))
-            with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": KEPT for name in MEMORY}):
+            environment = {f"distributed.nanny.pre-spawn-environ.{name}": each for name, each in ENVIRONMENT.items()}
+            with dask.config.set(environment):
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=int(where),
@@ -51,7 +63,12 @@ def connect(where: str | None = None) -> Iterator:
         elif kind == "slurm":
             from dask_jobqueue import SLURMCluster
 
-            cluster = stack.enter_context(SLURMCluster())
+            logs = dask.config.get("jobqueue.slurm.log-directory", None)
+            if logs is None:  # SLURM would put them into the current folder
+                logs = platformdirs.user_cache_path("xattn") / "slurm"
+                with writing(logs):
+                    logs.mkdir(parents=True, exist_ok=True)
+            cluster = stack.enter_context(SLURMCluster(log_directory=str(logs)))
             cluster.scale(jobs=int(number))
         else:
             try:

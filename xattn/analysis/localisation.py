@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import groupby
 
 import numpy as np
 import xarray as xr
 
 from xattn.analysis.quality import normalise
 from xattn.data.utterance import Word
-from xattn.maps import SPECIAL_TOKENS, WORD_START, word_numbers
+from xattn.maps import BYTES, SPECIAL_TOKENS, spelled, word_numbers
 
 PUNCTUATION = "punctuation"
 KINDS = ("word start", "continuation", PUNCTUATION)
@@ -17,13 +18,16 @@ REGIONS = ("own word", "other speech", "pauses")
 
 def token_kinds(tokens: Sequence[str]) -> np.ndarray:
     """The kind of each token, one of KINDS, or "special": str (I,)."""
-    first = np.diff(word_numbers(tokens), prepend=-1) > 0
-    kinds = np.where(first, KINDS[0], KINDS[1]).astype(object)
-    for row, token in enumerate(tokens):
-        if token in SPECIAL_TOKENS:
-            kinds[row] = "special"
-        elif token.strip(WORD_START) and not any(character.isalnum() for character in token):
-            kinds[row] = PUNCTUATION
+    numbers = word_numbers(tokens)
+    kinds = np.where(np.diff(numbers, prepend=-1) > 0, KINDS[0], KINDS[1]).astype(object)
+    # Tokens that split a character among them are judged together.
+    for _, run in groupby(range(len(tokens)), lambda row: (numbers[row], -1 if BYTES.search(tokens[row]) else row)):
+        rows = [*run]
+        text = spelled([tokens[row] for row in rows])
+        if tokens[rows[0]] in SPECIAL_TOKENS:
+            kinds[rows] = "special"
+        elif text and not any(character.isalnum() for character in text):
+            kinds[rows] = PUNCTUATION
     return kinds.astype(str)
 
 
@@ -39,9 +43,9 @@ def token_times(attribution: xr.DataArray | xr.Dataset, words: Sequence[Word], l
     """
     tokens = attribution.token.values.tolist()
     numbers, kinds = word_numbers(tokens), token_kinds(tokens)
-    spelled = ["".join(np.array(tokens)[numbers == number]).replace("▁", "") for number in range(numbers.max() + 1)]
+    written = [spelled(np.array(tokens)[numbers == number]) for number in range(numbers.max() + 1)]
     written, spoken = (
-        [normalise(text, language) for text in texts] for texts in (spelled, [each.word for each in words])
+        [normalise(text, language) for text in texts] for texts in (written, [each.word for each in words])
     )
     times = np.full((len(tokens), 2), np.nan)
     for block in SequenceMatcher(None, written, spoken, autojunk=False).get_matching_blocks():

@@ -28,7 +28,7 @@ def half_maps(
 
     Returns:
         float64 (2, I, S), standardised per token and then reduced to steps; None if a half would lack a level of the
-        partition.
+        partition or is constant for every token, because its perturbations hide the same cells.
     """
     halves = half_cells(scores, masks, estimator)
     return None if halves is None else np.stack([_compared(cells, step_frames, reduction) for cells in halves])
@@ -44,7 +44,9 @@ def half_cells(
         return None
     first = np.arange(len(scores)) // levels % 2 == 0  # each half has all levels
     halves = used & first, used & ~first
-    return [estimate(scores, masks, estimator, half).cells(masks.partition.labels) for half in halves]
+    cells = [estimate(scores, masks, estimator, half).cells(masks.partition.labels) for half in halves]
+    varies = [np.ptp(each, axis=tuple(range(1, each.ndim))).any() for each in cells]  # over the cells of a token
+    return cells if all(varies) else None
 
 
 def halves_of(maps: xr.Dataset, saliency: str, reduction: str = "2d_max") -> xr.DataArray | None:
@@ -67,12 +69,12 @@ def split_half_reliability(halves: np.ndarray | None) -> float:
     """Reliability of a map: its expected correlation with a second map from as many other perturbations.
 
     It is Pearson's correlation of the two half maps (2, I, S), corrected to the full number of perturbations by the
-    Spearman-Brown formula; NaN without halves or if one is constant.
+    Spearman-Brown formula; NaN without halves, if one is constant, or if each is the opposite of the other.
     """
     if halves is None or not (np.ptp(halves[0]) and np.ptp(halves[1])):
         return math.nan
     r = stats.pearsonr(*halves.reshape(2, -1)).statistic
-    return float(2 * r / (1 + r))
+    return math.nan if math.isclose(r, -1) else float(2 * r / (1 + r))
 
 
 def _compared(cells: np.ndarray, step_frames: np.ndarray, reduction: str = "2d_max") -> np.ndarray:
@@ -164,7 +166,8 @@ def convergence(
         A long table with the columns saliency (the place), linear (see `correlate_all`), estimator, masks, block, r
         (Pearson's correlation with the map from all perturbations, both in the form that is compared with attention),
         everything and half (rho with attention averaged over layers and heads, for the block and on average for its
-        halves) and reliability. The rows of the map from all perturbations come first.
+        halves) and reliability. NaN where a map is constant or has no halves. The rows of the map from all
+        perturbations come first.
     """
     spoken = drop_special_tokens(maps)
     scores, masks = spoken[f"{place}_scores"].values, masks_of(maps, place)
@@ -172,16 +175,19 @@ def convergence(
     step_frames = frames_of_steps(maps, maps.time.values)
     order, linear = np.arange(len(scores)), is_linear(maps, place)
 
-    def compared(estimator: str, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compared(estimator: str, used: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         cells = estimate(scores, masks, estimator, used).cells(masks.partition.labels)
         halves = half_cells(scores, masks, estimator, used)
-        return _compared(cells, step_frames), np.stack([_compared(each, step_frames) for each in halves])
+        halves = None if halves is None else np.stack([_compared(each, step_frames) for each in halves])
+        return _compared(cells, step_frames), halves
 
-    def row(estimator: str, number: int, block: int, found: np.ndarray, halves: np.ndarray) -> tuple:
-        r = np.corrcoef(found.ravel(), reference.ravel())[0, 1]
-        everything, *half = (np.corrcoef(attention, each.ravel())[0, 1] for each in (found, *halves))
-        reliability = split_half_reliability(halves)
-        return place, linear, estimator, number, block, r, everything, np.mean(half), reliability
+    def pearson(*both: np.ndarray) -> float:
+        return np.corrcoef(*(each.ravel() for each in both))[0, 1] if all(map(np.ptp, both)) else math.nan
+
+    def row(estimator: str, number: int, block: int, found: np.ndarray, halves: np.ndarray | None) -> tuple:
+        half = math.nan if halves is None else np.mean([pearson(attention, each) for each in halves])
+        measured = pearson(found, reference), pearson(attention, found), half
+        return place, linear, estimator, number, block, *measured, split_half_reliability(halves)
 
     reference, halves = compared(maps.estimator, order >= 0)
     rows = [row(maps.estimator, len(scores), 0, reference, halves)]

@@ -25,6 +25,7 @@ ESTIMATORS = ("mean", "sqrt_mean", "ridge", "sqrt_ridge")
 # cells wide, raised r only from 0.87 to 0.89 (1,000 of 20,000 masks, 8 utterances).
 SIGMA = 1.0  # steps
 STRENGTH = 3.0  # of the shrinkage, relative to the mean prior variance of a score
+SAME = 1e-12  # variance of perturbations that hide the same cells, relative to their size, after rounding
 BLOCK = 1024  # perturbations whose masks are in memory at once
 
 
@@ -87,13 +88,20 @@ class UnitWeights:
 
     @classmethod
     def of(cls, scores: np.ndarray, masks: Masks, used: np.ndarray | None = None) -> "UnitWeights":
-        """Fit the scores (N, I) of all perturbations, or of those where `used` (N,) is True: solves an N x N system."""
+        """Fit the scores (N, I) of all perturbations, or of those where `used` (N,) is True: solves an N x N system.
+
+        If all of them hide the same cells, or there is only one, they do not tell cells apart, and all weights are 0.
+        """
         rows = np.arange(len(scores)) if used is None else np.flatnonzero(used)
         hidden = masks.draw(rows[0], rows[-1] + 1)[1][rows - rows[0]].astype(np.float64)  # (N, K)
         gram = torch.from_numpy(hidden) @ torch.from_numpy(_covariance(masks.partition.labels) @ hidden.T)
+        size = float(gram.diagonal().mean())
         gram -= gram.mean(dim=0)
         gram -= gram.mean(dim=1, keepdim=True)
-        gram.diagonal().add_(STRENGTH * gram.diagonal().mean())
+        variance = float(gram.diagonal().mean())  # mean prior variance of a score
+        if variance <= SAME * size:
+            return cls(np.zeros((scores.shape[1], masks.partition.units)))
+        gram.diagonal().add_(STRENGTH * variance)
         scores = scores[rows].astype(np.float64)
         centred = torch.from_numpy(scores - scores.mean(axis=0))
         dual = torch.linalg.solve(gram, centred)  # (N, I)

@@ -12,6 +12,8 @@ they are coarse in time and say nothing about frequency.
 import numpy as np
 from skimage.segmentation import slic
 
+from xattn.models.errors import NothingToExplain
+
 PARTITIONS = ("superpixels", "spread", "windows")
 # Segments of a reference input at each granularity.
 PYRAMIDS = {"superpixels": (2000, 2500, 3000), "spread": (2500, 1111, 625)}
@@ -62,11 +64,13 @@ def slic_pyramid(features: np.ndarray, sigma: float = SIGMA, pyramid: str = "sup
         int32 (level, time, mel): the segment of each cell at each level, numbered from 0 without gaps.
 
     Raises:
-        ValueError: the spectrogram is constant and therefore has no segments.
+        NothingToExplain: the spectrogram is constant and therefore has no segments.
     """
     low, high = features.min(), features.max()
     if not high > low:
-        raise ValueError("The spectrogram has the same value in every cell: give a recording that is not silent.")
+        raise NothingToExplain(
+            "The spectrogram has the same value in every cell: give a recording that is longer or not silent."
+        )
     # In float64 some labels would differ from the reference's (golden fixture `long`).
     scaled = (features.astype(np.float32) - low) / (high - low)
     levels = []

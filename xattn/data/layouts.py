@@ -5,10 +5,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from xattn.audio import SAMPLE_RATE, seconds_of
+from xattn.audio import SAMPLE_RATE
 from xattn.data.readers import is_recording
 from xattn.data.tables import number_in, read_rows, read_text
-from xattn.data.utterance import DURATION_TOLERANCE, Utterance, Word, check_unique, folded, located, nothing_selected
+from xattn.data.utterance import (
+    DURATION_TOLERANCE,
+    Utterance,
+    Word,
+    check_unique,
+    folded,
+    listed_seconds,
+    located,
+    nothing_selected,
+)
 
 DEPTH = 5  # of sub-folders in which files of a corpus are looked for
 COMMON_VOICE_SPLITS = ("train", "dev", "test")  # the official ones, which share no clip
@@ -159,7 +168,7 @@ def utterances_from_timit(folder: str | Path, *, split: str | None = None) -> li
 
 
 def _timit(recording: Path, text: Path, words: Path, phones: Path, split: str) -> Utterance:
-    seconds = seconds_of(recording)
+    seconds = listed_seconds(recording)
     sentence = re.sub(r"\A\d+\s+\d+(\s+|\Z)", "", " ".join(read_text(text).split()))  # samples from and to
     if not sentence:
         raise ValueError(f"{text} is empty: unpack the archive again.")
@@ -237,7 +246,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 def _seconds(path: Path, where: str) -> float:
     with located(where):
-        return seconds_of(path)
+        return listed_seconds(path)
 
 
 def _lists(place: Path, split: str | None) -> list[Path]:

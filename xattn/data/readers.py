@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from sys import intern
 
-from xattn.audio import load_audio, seconds_of
+from xattn.audio import load_audio
 from xattn.data.manifest import claim, utterances_from_manifest, write_audio, write_manifest, written_audio
 from xattn.data.tables import number_in, read_text, rows_with_ids, where_in
-from xattn.data.utterance import Utterance, check_id, folded, located, nothing_selected, utterance_from_file
+from xattn.data.utterance import Utterance, check_id, folded, listed_seconds, located, nothing_selected
 
 RECORDING = re.compile(
     r"[^.].*\.(3gp|aac|aifc|aiff?|amr|ape|au|avi|caf|flac|gsm|m4[abv]|mk[av]|mov|mp[234]|mpe?g|nist|og[agv]|opus|rf64|snd"
@@ -25,16 +25,18 @@ def is_recording(path: Path) -> bool:
     return RECORDING.fullmatch(path.name) is not None
 
 
-def utterances_from_folder(folder: str | Path, language: str) -> list[Utterance]:
+def utterances_from_folder(folder: str | Path, language: str, *, channel: int | None = None) -> list[Utterance]:
     """Make an utterance from each recording in a folder, of any format and rate, in the order of their names.
 
     The transcript of `talk.m4a` is `talk.txt`, if that exists. Names are compared without case and in Unicode NFC.
     Every file ending in .txt must be a transcript, so that a misspelt name is noticed; other files that are no
     recordings (subtitles, notes, hidden files) are ignored, and so are subfolders.
 
+    channel: the channel of every recording to use, counted from 0, instead of the average of all.
+
     Raises:
         FileNotFoundError: there is no recording.
-        ValueError: a recording cannot be read, a transcript has no recording, or two files have the same name.
+        ValueError: a transcript has no recording, or two files have the same name.
     """
     folder = Path(folder)
     recordings, texts = {}, {}
@@ -57,19 +59,26 @@ def utterances_from_folder(folder: str | Path, language: str) -> list[Utterance]
         if name not in recordings:
             raise ValueError(f"{path} has no recording of its name beside it: rename it, or put it elsewhere.")
     return [
-        utterance_from_file(path, language, " ".join(read_text(texts[name]).split()) if name in texts else "")
+        Utterance(
+            path.stem,
+            path,
+            language,
+            listed_seconds(path),
+            transcript=" ".join(read_text(texts[name]).split()) if name in texts else "",
+            channel=channel,
+        )
         for name, path in recordings.items()
     ]
 
 
 def utterances_from_table(
-    table: str | Path, *, language: str | None = None, split: str | None = None
+    table: str | Path, *, language: str | None = None, split: str | None = None, channel: int | None = None
 ) -> list[Utterance]:
     """Make an utterance from each row of a CSV or Parquet file; recordings can have any format and rate.
 
     Required columns are id, audio (path relative to the table's folder) and language; optional ones are transcript,
-    translation, target_language, split and duration (s). Others are ignored. Without durations every recording is
-    opened, so a large table is read faster with them.
+    translation, target_language, split, channel and duration (s). Others are ignored. Without durations every recording
+    is opened, so a large table is read faster with them.
 
     The cells of a CSV file are separated by commas, semicolons or tabs, and numbers have a decimal point. It is encoded
     in UTF-8, with or without a byte order mark, or in UTF-16 with one.
@@ -78,6 +87,8 @@ def utterances_from_table(
         table: the file.
         language: keep only utterances in this language.
         split: keep only this part of the table.
+        channel: the channel to use, counted from 0, of each recording whose row states none; by default the average of
+            all.
 
     Raises:
         FileNotFoundError: the table or a recording is missing.
@@ -102,6 +113,7 @@ def utterances_from_table(
                 transcript=row.get("transcript", ""),
                 translation=row.get("translation", ""),
                 target_language=intern(row.get("target_language", "")),
+                channel=_channel(table, number, row, channel),
             )
             utterances.append(utterance)
     if not present:
@@ -191,13 +203,26 @@ def _duration(table: Path, number: int, row: dict[str, str], path: Path, known: 
     seconds = known.get(row["audio"])
     if seconds is None:
         with located(where_in(table, number, row)):
-            seconds = known[row["audio"]] = seconds_of(path)
+            seconds = known[row["audio"]] = listed_seconds(path)
     if stated is not None and abs(stated - seconds) > max(1, 0.1 * seconds):
         raise ValueError(
             f"{where_in(table, number, row)}: {path} lasts {seconds:.3f} s, but the column duration says {stated:g} s: "
             "correct the column, or leave it out."
         )
     return seconds if stated is None else stated
+
+
+def _channel(table: Path, number: int, row: dict[str, str], default: int | None) -> int | None:
+    """The column `channel` of a row, if it is not empty. ValueError: it is not a whole number."""
+    text = row.get("channel", "")
+    if not text:
+        return default
+    if not re.fullmatch(r"\d+(\.0*)?", text):  # pandas writes 1.0 if other cells are empty
+        raise ValueError(
+            f"{where_in(table, number, row)} has {text!r} as its channel: give its number, counted from 0, leave the "
+            "cell empty for the average of all channels, or rename the column if it means something else."
+        )
+    return int(float(text))
 
 
 def _texts(dataset, columns: dict[str, str | None]) -> list[dict[str, str]]:

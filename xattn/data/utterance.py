@@ -1,11 +1,13 @@
 """An utterance: one recording with its texts."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +35,7 @@ class Word(NamedTuple):
 class Utterance:
     """One recording and its texts. The audio stays on disk until `audio` is called, unless `samples` hold it.
 
-    duration: in seconds; snr: in dB.
+    duration: in seconds, NaN if the recording cannot be read; snr: in dB.
     target_language: the language of `translation`, empty if the corpus does not say.
     sha256: hash of the audio's 16-bit little-endian samples, empty if unknown.
     words: the spoken words with their times, if they are known.
@@ -41,6 +43,7 @@ class Utterance:
     samples: mono float32 at 16 kHz, for a recording in memory.
     start, end: the part of the file at `audio_path` that is the utterance, in seconds; `end` is None for a whole file.
     phones: the phones with their times, if they are known.
+    channel: the channel of the file that is the utterance, counted from 0; None for the average of all.
     """
 
     id: str
@@ -61,9 +64,18 @@ class Utterance:
     start: float = 0.0
     end: float | None = None
     phones: tuple[Word, ...] = ()
+    channel: int | None = None
 
     def __post_init__(self):
         check_id(self.id)
+        if self.channel is None:
+            return
+        if not isinstance(self.channel, Integral) or isinstance(self.channel, bool) or self.channel < 0:
+            raise ValueError(
+                f"The channel of {self.audio_path} is {self.channel!r}: give its number, counted from 0, or None for "
+                "the average of all."
+            )
+        object.__setattr__(self, "channel", int(self.channel))  # numpy's integers are not JSON values, which keys need
 
     def audio(self) -> np.ndarray:
         """Return float32 samples at 16 kHz, shape (samples,).
@@ -75,13 +87,13 @@ class Utterance:
         if self.samples is not None:
             return self.samples
         if self.end is not None:
-            return _part_of(self.audio_path, self.start, self.end)
+            return _part_of(self.audio_path, self.start, self.end, self.channel)
         if self.manifest is None:
-            return load_audio(self.audio_path)
+            return load_audio(self.audio_path, channel=self.channel)
         where = f"{self.manifest} row {self.row} (id {self.id})"
         recording = self._checked_recording(where)
         try:
-            return load_audio(recording)
+            return load_audio(recording, channel=self.channel)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -145,13 +157,26 @@ class Utterance:
         return rate, samples
 
 
-def utterance_from_file(path: str | Path, language: str, transcript: str = "") -> Utterance:
+def utterance_from_file(path: str | Path, language: str, transcript: str = "", channel: int | None = None) -> Utterance:
     """Make an utterance from a recording of any format and rate; its id is the file's name without extension.
 
-    FileNotFoundError, ValueError: see `load_audio`.
+    channel: see `load_audio`. FileNotFoundError, ValueError: see `load_audio`.
     """
     path = Path(path)
-    return Utterance(path.stem, path, language, seconds_of(path), transcript=transcript)
+    return Utterance(path.stem, path, language, seconds_of(path), transcript=transcript, channel=channel)
+
+
+def listed_seconds(path: Path) -> float:
+    """`seconds_of` for a list of recordings: NaN for one that cannot be read, which runs leave out and report.
+
+    FileNotFoundError: there is no such file.
+    """
+    try:
+        return seconds_of(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError):
+        return math.nan
 
 
 def utterance_from_recording(
@@ -235,9 +260,9 @@ def hash_samples(samples: np.ndarray) -> str:
     return hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
 
 
-def _part_of(path: Path, start: float, end: float) -> np.ndarray:
+def _part_of(path: Path, start: float, end: float, channel: int | None) -> np.ndarray:
     """Samples of a recording at 16 kHz from `start` to `end` in seconds."""
-    samples = _decoded(path, path.stat().st_mtime_ns)[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    samples = _decoded(path, path.stat().st_mtime_ns, channel)[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
     try:
         return load_audio((SAMPLE_RATE, samples))
     except ValueError as error:
@@ -245,5 +270,5 @@ def _part_of(path: Path, start: float, end: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)  # the utterances of one recording usually follow each other
-def _decoded(path: Path, modified: int) -> np.ndarray:
-    return load_audio(path)
+def _decoded(path: Path, modified: int, channel: int | None) -> np.ndarray:
+    return load_audio(path, channel=channel)

@@ -2,6 +2,8 @@
 
 import json
 import re
+from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from textwrap import shorten
 
@@ -9,6 +11,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from xattn.models.formats import MODEL, check_format
 from xattn.models.interface import Decoding, S2TModel
 
 __all__ = ["HUB_ID", "Decoding", "S2TModel", "load_model"]
@@ -36,7 +39,10 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
 
     Raises:
         FileNotFoundError: there is no such folder, or a file is missing from it.
-        ValueError: the architecture is unknown, the files do not fit each other, or there is no such device.
+        ValueError: the format or the architecture is unknown, the files do not fit each other, or there is no such
+            device.
+        PermissionError: the folder or a file in it cannot be read.
+        TypeError: name_or_path is neither text nor a path.
         OSError: the hub cannot provide the model.
     """
     try:
@@ -46,20 +52,25 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
             f"There is no {'CUDA device' if str(device) == 'cuda' else f'device {device!r}'} here that torch can use "
             f"({shorten(_line(error), 90)}): set device to cpu, or run this where there is one."
         ) from error
-    folder = Path(name_or_path)
-    hub = None if folder.exists() else HUB_ID.fullmatch(str(name_or_path))
-    if hub:
-        folder = _fetched(hub["name"], hub["revision"] or "main")
-    elif folder.suffix == ".pt" and folder.is_file():
-        raise ValueError(
-            f"{folder} is a checkpoint file: convert it with `python -m xattn.models.convert.fairseq` first."
-        )
-    elif not folder.is_dir():
-        raise FileNotFoundError(
-            f"There is no model folder {name_or_path}: give the path of one, such as data/models/base, or the id of a "
-            "model on the Hugging Face hub, such as FBK-MT/fama-small."
-        )
-    model = _class_for(_architecture(folder)).from_folder(folder, device)
+    if not isinstance(name_or_path, str | PathLike):
+        raise TypeError(f"A model cannot be loaded from an object of type {type(name_or_path).__name__}: {MODEL}")
+    folder = Path(expanduser(name_or_path))
+    try:
+        hub = None if folder.exists() else HUB_ID.fullmatch(str(name_or_path))
+        if hub:
+            folder = _fetched(hub["name"], hub["revision"] or "main")
+        elif not (folder.is_dir() or folder.is_file()):
+            raise FileNotFoundError(
+                f"There is no model folder {name_or_path}: give the path of one, such as data/models/base, or the id "
+                "of a model on the Hugging Face hub, such as FBK-MT/fama-small."
+            )
+        check_format(folder)
+        architecture = _architecture(folder)
+    except PermissionError as error:
+        raise PermissionError(
+            f"The permission to read {error.filename} is denied: change the permissions of the file or of its folder."
+        ) from error
+    model = _class_for(architecture).from_folder(folder, device)
     if hub:
         model.name = hub["own"]
         model.source = f"{hub['name']}@{folder.name}"  # a snapshot's folder is named after its commit

@@ -101,6 +101,9 @@ class S2TModel(Protocol):
     ) -> list[Tensor]:
         """Decode a batch (B, T, F); return for each utterance the tokens after the prompt, up to </s>, shape (I,)."""
 
+    def pass_bytes(self, frames: int, tokens: int) -> int:
+        """Return roughly how many bytes one perturbed pass over so many frames takes, without the weights."""
+
     def tokens(self, ids: Tensor) -> list[str]:
         """Return the subword strings of token ids (I,)."""
 

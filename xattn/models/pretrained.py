@@ -27,6 +27,10 @@ class PretrainedModel(Seq2SeqModel):
     def __init__(self, network: PreTrainedModel, extractor, tokenizer, source: str, weights_hash: str):
         super().__init__(network, source, weights_hash)
         self.extractor, self.tokenizer = extractor, tokenizer
+        # `generate` here is given max_length, which max_new_tokens would overrule, and a cache; it returns ids alone.
+        stated = network.generation_config
+        self.new_tokens, stated.max_new_tokens = stated.max_new_tokens, None
+        stated.cache_implementation, stated.return_dict_in_generate = None, False
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str = "cpu") -> "PretrainedModel":
@@ -56,7 +60,10 @@ class PretrainedModel(Seq2SeqModel):
     def decoding(self) -> Decoding:
         """The settings of the checkpoint's generation_config.json; without them, a greedy search."""
         own, limit = self.network.generation_config, self.output_limit
-        return Decoding(own.num_beams or 1, min(own.max_length or limit, limit), own.no_repeat_ngram_size or 0)
+        longest = own.max_length or limit
+        if self.new_tokens:
+            longest = self.new_tokens + len(self.prompt(next(iter(self.languages), "en")))
+        return Decoding(own.num_beams or 1, min(longest, limit), own.no_repeat_ngram_size or 0)
 
     def extract(self, audio: np.ndarray) -> dict[str, np.ndarray]:
         """Run the model's own feature extractor on 16 kHz mono audio (samples,): arrays with a batch axis.

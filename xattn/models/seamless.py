@@ -50,7 +50,6 @@ class SeamlessModel(PretrainedModel):
         self.languages = tuple(sorted(self.tags, key=lambda language: language != "en"))  # English first
         self.subsampling, self.lead = stride * window, stride * (window // 2)
         self.band_centres = mel_centres(SAMPLE_RATE, self.extractor.num_mel_bins)
-        generation.max_new_tokens = None  # `generate` is given max_length instead
 
     @classmethod
     def load_tokenizer(cls, folder: Path) -> sentencepiece.SentencePieceProcessor:

@@ -39,6 +39,7 @@ class Seq2SeqModel:
     """
 
     lead = 0
+    attention_arrays = 4  # of float32 (H, S, S) that an encoder layer holds at once, measured; 0 if it holds none
     detects_language = False
     padding_safe = True
 
@@ -68,6 +69,16 @@ class Seq2SeqModel:
                 f"The model {self.name} does not write {target!r}; choose one of {', '.join(self.languages)}."
             )
         return target
+
+    def pass_bytes(self, frames: int, tokens: int) -> int:
+        """See S2TModel. The factors are rounded up from the peaks of passes over 10 to 120 s, with 30 tokens."""
+        config, steps = self.config, self.encoded_steps(frames)
+        attention = self.attention_arrays * config.num_attention_heads * steps**2
+        return 4 * (attention + 16 * steps * config.hidden_size + 4 * tokens * config.vocab_size)
+
+    def encoded_steps(self, frames: int) -> int:
+        """Return how many steps the encoder computes, padding included."""
+        return self.steps(frames)
 
     def steps(self, frames: int) -> int:
         """Return how many encoder steps cover a recording of `frames` frames."""

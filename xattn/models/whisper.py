@@ -7,12 +7,14 @@ Letters in shapes: B batch, T input frames, F mel bands, I tokens, P tokens of t
 """
 
 import math
+import re
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from xattn.models.errors import NothingToExplain
@@ -22,6 +24,7 @@ from xattn.models.pretrained import PretrainedModel
 # The input is (log10 of the energy + 4) / 4. Cells more than 80 dB below the loudest one are raised to that level;
 # digital silence has energy 1e-10.
 RANGE, SILENCE = 8 / 4, (-10 + 4) / 4
+MULTILINGUAL = 51865  # tokens that a multilingual model has at least; English-only models have one less, tags included
 SEARCHED_AT_ONCE = 4  # utterances: keys and values of 1,500 steps for five beams each take 0.6 GB in whisper-small
 
 
@@ -37,6 +40,7 @@ class WhisperModel(PretrainedModel):
     NETWORK, EXTRACTOR, TOKENIZER = WhisperNetwork, WhisperFeatureExtractor, WhisperTokenizer
     first_frame = 0.0  # windows are centred on multiples of 10 ms
     subsampling = 2
+    attention_arrays = 0  # fused attention
 
     def __init__(self, *parts):
         super().__init__(*parts)
@@ -46,7 +50,8 @@ class WhisperModel(PretrainedModel):
             raise ValueError(
                 f"The tokenizer of {self.source} is incomplete or not the model's: download the complete model."
             )
-        self.multilingual = self.detects_language = getattr(generation, "is_multilingual", True)
+        stated = getattr(generation, "is_multilingual", None)
+        self.multilingual = self.detects_language = self.config.vocab_size >= MULTILINGUAL if stated is None else stated
         known = tuple(language for language in LANGUAGES if f"<|{language}|>" in vocabulary)  # English first
         self.languages = known if self.multilingual else known[:1]
         timestamps = range(last + 1, self.config.vocab_size)
@@ -68,11 +73,15 @@ class WhisperModel(PretrainedModel):
         if len(audio) > extractor.n_samples:
             raise NothingToExplain(
                 f"The recording lasts {len(audio) / extractor.sampling_rate:.1f} s, but {self.name} takes at most "
-                f"{extractor.chunk_length} s: cut it."
+                f"{extractor.chunk_length} s: cut it with xattn.cut_at_pauses."
             )
         frames = math.ceil((len(audio) + extractor.n_fft // 2) / extractor.hop_length)
         whole = self.extract(audio)["input_features"][0].T  # (3000, F)
         return torch.from_numpy(whole[:frames].copy()).to(self.device)
+
+    def encoded_steps(self, frames: int) -> int:
+        """See Seq2SeqModel: 30 s, whatever the length."""
+        return self.config.max_source_positions
 
     def padded(self, features: Tensor) -> Tensor:
         """Extend features (T, F) with silence to the model's complete input (3000, F)."""
@@ -142,5 +151,18 @@ class WhisperModel(PretrainedModel):
         return super().token_ids(f" {text.strip()}")  # Whisper starts every output with a space
 
     def tokens(self, ids: Tensor) -> list[str]:
-        """Return the subword strings of token ids (I,); ▁ stands for a space before a word."""
-        return [self.tokenizer.decode([token]).replace(" ", "▁") for token in ids.tolist()]
+        """Return the subword strings of token ids (I,); ▁ stands for a space before a word.
+
+        A token can hold a part of a character, whose bytes are written as in SentencePiece: <0xF0>. Ids that the
+        tokenizer lacks become <id>.
+        """
+        added, pieces = self.tokenizer.added_tokens_decoder, self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+        def subword(token: int, piece: str | None) -> str:
+            if token in added or piece is None or not byte_of.keys() >= set(piece):
+                return piece or f"<{token}>"
+            text = bytes(byte_of[character] for character in piece).decode(errors="surrogateescape")
+            return re.sub("[\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", text)
+
+        return [subword(*pair).replace(" ", "▁") for pair in zip(ids.tolist(), pieces, strict=True)]
