@@ -12,9 +12,10 @@ PACKAGES = ("xattn", "reproduction")
 folders = Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]
 root = next(folder for folder in folders if all((folder / name / "__init__.py").is_file() for name in PACKAGES))
 for spec in filter(None, map(find_spec, PACKAGES)):
-    found = Path(spec.origin or root / spec.name / "__init__.py").resolve().parents[1]
-    if found != root:
+    own = root / spec.name / "__init__.py"
+    found = Path(spec.origin or own).resolve()
+    if found != own.resolve():  # a package can be a link
         raise ImportError(
-            f"This is the repository {root}, but Python imports {spec.name} from {found}: unset PYTHONPATH, deactivate "
+            f"This is the repository {root}, but Python imports {spec.name} from {found.parents[1]}: unset PYTHONPATH, deactivate "
             f"the environment, and use `make reproduce` or `make lab` in {root}."
         )

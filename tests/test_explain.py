@@ -16,12 +16,14 @@ from conftest import Clock, counted, listed, without_seconds
 from torch.nn import functional
 
 import xattn
+from reproduction.tables import ROOT
 from xattn.analysis.correlation import correlate, normalised_saliency
 from xattn.attribution import occlusion
 from xattn.attribution.estimators import ESTIMATORS, estimate
 from xattn.attribution.occlusion import Masks, Partition
 from xattn.attribution.segments import slic_pyramid
 from xattn.audio import SAMPLE_RATE, mel_centres
+from xattn.data.corpus import load_corpus
 from xattn.explain import VERSION, Occlusion, explain, explain_directions
 from xattn.figures import heatmaps
 from xattn.maps import masks_of
@@ -588,7 +590,7 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
     assert lines[4] == f"Reliability: SM^X {values['input']:.2f} (12 masks), SM^H {values['encoder']:.2f} (10 masks)"
     assert max(values.values()) < 0.3  # of so few masks
     assert lines[5:] == [
-        "Below 0.3 a map is mostly noise: allow more masks, such as occlusion=Occlusion(input_masks=48, "
+        "Below 0.3 a map is mostly noise: change what limits it, such as occlusion=Occlusion(input_masks=48, "
         "encoder_masks=40)."
     ]
     lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
@@ -623,7 +625,7 @@ def test_low_reliability_is_reported_with_what_would_raise_it(
     lines = printed(capsys, model, utterance, replace(SMALL, **changes))
     (line,) = [line for line in lines if line.startswith("Reliability")]
     assert re.match(rf"Reliability: SM\^X {values[0]:.2f} \(\d+ masks\), SM\^H {values[1]:.2f} \(\d+ masks\)$", line)
-    sentence = f"Below 0.3 a map is mostly noise: allow more masks, such as occlusion=Occlusion({more})."
+    sentence = f"Below 0.3 a map is mostly noise: change what limits it, such as occlusion=Occlusion({more})."
     assert [line for line in lines if "noise" in line] == [sentence] * bool(more)
 
 
@@ -724,3 +726,25 @@ def test_a_channel_of_a_recording_is_explained(tmp_path, model, utterance):
     assert found.attrs["audio"] == quietly(model, tmp_path / "mono.wav", language="en").attrs["audio"]
     with pytest.raises(ValueError, match=r"An Utterance has no channels: leave out channel, or give the recording its"):
         quietly(model, utterance, channel=0)
+
+
+def test_an_output_that_hardly_depends_on_the_recording_is_told_from_one_that_does(capsys):
+    base = load_model(ROOT / "data" / "models" / "base")
+    noise = 0.1 * np.random.default_rng(1).standard_normal(3 * SAMPLE_RATE).astype(np.float32)
+    spoken = next(each for each in load_corpus(ROOT / "data", language="en", split="test") if each.duration > 4)
+    found, printed = {}, {}
+    capsys.readouterr()
+    for name, audio in (("noise", noise), ("speech", spoken.audio())):
+        found[name] = explain(base, audio, rate=SAMPLE_RATE, language="en", occlusion=SMALL).hidden_divergence
+        printed[name] = "hardly depends on this recording" in capsys.readouterr().out
+    assert printed == {"noise": True, "speech": False}
+    assert found["noise"] < 0.9 < 1.5 < found["speech"]
+
+
+def test_the_divergence_of_a_hidden_input_follows_its_definition(model, utterance, maps):
+    features = model.features(utterance.audio())
+    ids = model.generate(features[None], "en")[0]
+    inputs, rows = torch.cat([model.prompt("en"), ids])[:-1], slice(len(model.prompt("en")) - 1, None)
+    log_p, log_q = (model.decode(model.encode(each[None]), inputs)[0, rows] for each in (features, 0 * features))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)[:-1].mean()
+    assert maps.hidden_divergence == pytest.approx(float(expected), rel=1e-4)

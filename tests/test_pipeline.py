@@ -765,7 +765,7 @@ def test_findings_get_the_reference_of_their_profile(root):
         check_parameters(job)
 
 
-@pytest.mark.parametrize("name", ["smoke", "mini"])
+@pytest.mark.parametrize("name", ["smoke", "mini", "full"])
 def test_committed_tables_are_those_that_the_steps_write(name):
     folder = ROOT / "figures" / name
     written = {file for step in STEPS for file in step.outputs if file.endswith(".csv")}

@@ -133,7 +133,7 @@ def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
     if noisy:
         more = dict(_allowance(place, masks[place], found[place], occlusion) for place in noisy)
         options = ", ".join(f"{name}={value}" for name, value in more.items())
-        say(f"Below {LOW} a map is mostly noise: allow more masks, such as occlusion=Occlusion({options}).")
+        say(f"Below {LOW} a map is mostly noise: change what limits it, such as occlusion=Occlusion({options}).")
     if occlusion.partition == "windows":
         say(
             f"SM^X comes from windows of {min(WINDOWS)} s and longer: it is coarse in time and silent about frequency. "
@@ -142,7 +142,9 @@ def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
 
 
 def _allowance(place: str, masks: int, reliability: float, occlusion: Occlusion) -> tuple[str, str]:
-    """The field of Occlusion that ended the perturbations of a place, and a value that allows more of them."""
+    """The field of Occlusion that keeps the map of a place from being reliable, and a better value."""
+    if getattr(occlusion, f"{place}_p") in (0, 1):  # all perturbations are the same
+        return f"{place}_p", str(getattr(Occlusion, f"{place}_p"))
     most = getattr(occlusion, f"{place}_masks")
     if masks == most:
         return f"{place}_masks", str(4 * most)

@@ -34,7 +34,7 @@ STYLE = {
     "text.parse_math": True,
     "text.usetex": False,  # `literal` escapes for mathtext only
 }
-# What files would say of the time or the version, which changes their bytes.
+# Leaves out the time and the version, which would change the bytes of a file.
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 SATURATION = 4.0  # standard deviations at which the colour scale of maps ends
 SPECTROGRAM = {"origin": "lower", "interpolation": "none", "cmap": "Greys", "vmin": -1.5, "vmax": 3}
@@ -52,24 +52,25 @@ def _drawable() -> Collection[int]:
 
 
 def literal(text: str) -> str:
-    """Return what makes a figure show a text from outside, such as a token or a name, as it is.
+    """Prepare text from outside, such as a token or a name, so that a figure shows it as it is.
 
-    Dollars are escaped, so that they do not begin a formula. Characters that the font lacks become their code points,
-    such as [U+1F600]: another font would make pictures depend on the machine.
+    Dollars are escaped; they would start a formula. Characters that the font lacks become their code points, such as
+    [U+65E5], because the machine's fonts would make pictures differ between machines.
     """
     shown = (each if ord(each) in _drawable() else f"[U+{ord(each):04X}]" for each in text)
     return "".join(shown).replace("$", r"\$")
 
 
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ()) -> None:
-    """Write a figure, as PNG, PDF or SVG with the same bytes for the same content, and close it.
+    """Write a figure and close it. PNG, PDF and SVG files have the same bytes for the same content.
 
     Args:
-        stem: the file's name, with or without the suffix of a format that matplotlib writes: "x" becomes x.png.
-        formats: one file is written for each, such as ("png", "svg"); by default the one of the suffix, or "png".
+        stem: the file's name. A suffix such as ".pdf" selects the format; without one that matplotlib knows, .png is
+            appended.
+        formats: formats to write instead, one file each, such as ("png", "svg").
 
     Raises:
-        ValueError: matplotlib does not write a format. OSError: a file could not be written.
+        ValueError: matplotlib cannot write one of the formats. OSError: a file could not be written.
     """
     stem, known = Path(stem), figure.canvas.get_supported_filetypes()
     if stem.suffix[1:].lower() in known:
@@ -110,7 +111,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
     heights = [1.1, 0.19 * len(tokens)] if "features" in maps else [0.19 * len(tokens)]
     letters = max((len(word.word) for word in words if "features" in maps), default=0)
     above = 8 + 4.5 * letters  # points
-    # Longer names than usual enlarge the figure, by an em for each letter; they would leave no room for the maps.
+    # Long names enlarge the figure, by about an em for each letter. They would leave no room for the maps otherwise.
     width = 1 + 3 * len(panels) + max(0, max(map(len, tokens), default=0) - 16) / 9
     height = 1.3 + sum(heights) + max(0, letters - 11) / 8
     with matplotlib.rc_context(STYLE):
