@@ -16,6 +16,6 @@ for spec in filter(None, map(find_spec, PACKAGES)):
     found = Path(spec.origin or own).resolve()
     if found != own.resolve():  # a package can be a link
         raise ImportError(
-            f"This is the repository {root}, but Python imports {spec.name} from {found.parents[1]}: unset PYTHONPATH, deactivate "
-            f"the environment, and use `make reproduce` or `make lab` in {root}."
+            f"This is the repository {root}, but Python imports {spec.name} from {found.parents[1]}: unset PYTHONPATH, "
+            f"deactivate the environment, and use `make reproduce` or `make lab` in {root}."
         )
