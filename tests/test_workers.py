@@ -1,7 +1,10 @@
 """Utterances explained by Dask workers."""
 
 import os
+import shlex
 import signal
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,36 +39,61 @@ def test_scheduler_that_does_not_answer_is_an_error():
 
 
 @pytest.fixture
-def jobs(monkeypatch):
-    """Calls of a replacement of SLURMCluster that has no workers."""
-    jobqueue, calls = pytest.importorskip("dask_jobqueue"), []
-
-    class Cluster(distributed.LocalCluster):
-        def __init__(self, *arguments, **options):
-            calls.append((arguments, options, self))
-            super().__init__(n_workers=0, processes=False, dashboard_address=None)
-
-        def scale(self, n=None, jobs=None):
-            calls.extend([jobs] if jobs else [])  # closing scales to no workers
-
-    monkeypatch.setattr(jobqueue, "SLURMCluster", Cluster)
-    return calls
+def jobs(monkeypatch, tmp_path):
+    """SLURM's commands are replaced: jobs are files of this folder, submitted.*, and do not run."""
+    pytest.importorskip("dask_jobqueue")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    copy = f'cp "$1" {folder}/$$.part && mv {folder}/$$.part {folder}/submitted.$$ && echo job $$'
+    for name, line in (("sbatch", f'[ "$1" = --test-only ] || {{ {copy}; }}'), ("scancel", "")):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    with dask.config.set({"jobqueue.slurm.cores": 4, "jobqueue.slurm.memory": "8GB"}):
+        yield folder
 
 
-def test_slurm_cluster_uses_its_configuration_and_the_given_number_of_jobs(jobs):
-    with connect("slurm:3") as client:
-        (arguments, options, cluster), scaled = jobs
-        assert (arguments, options.keys(), scaled) == ((), {"log_directory"}, 3)
-        assert client.scheduler.address == cluster.scheduler_address
-    assert cluster.status == distributed.Status.closed and client.status == "closed"
+def submitted(jobs, number):
+    """The scripts of the submitted jobs, of which there must be so many."""
+    deadline = time.monotonic() + 20
+    while len(list(jobs.glob("submitted.*"))) < number and time.monotonic() < deadline:
+        time.sleep(0.1)
+    scripts = [path.read_text() for path in jobs.glob("submitted.*")]
+    assert len(scripts) == number
+    return scripts
 
 
-def test_logs_of_slurm_jobs_go_to_the_user_cache_unless_jobqueue_yaml_names_a_folder(jobs, user_cache, tmp_path):
-    for configured, expected in ((None, user_cache / "xattn" / "slurm"), (str(tmp_path / "logs"), tmp_path / "logs")):
-        jobs.clear()
-        with dask.config.set({"jobqueue.slurm.log-directory": configured}), connect("slurm:1"):
-            assert jobs[0][1] == {"log_directory": str(expected)}
-    assert (user_cache / "xattn" / "slurm").is_dir() and not (tmp_path / "logs").exists()  # SLURMCluster makes it
+def test_slurm_jobs_have_one_worker_with_all_cores_and_the_configuration_is_kept(jobs, user_cache, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/a folder/bin/python")
+    given = {"job-script-prologue": ["module load x"], "job-extra-directives": ["-q y"], "worker-extra-args": ["--z"]}
+    given = {f"jobqueue.slurm.{name}": value for name, value in given.items()}
+    with dask.config.set(given), connect("slurm:3") as client:
+        for script in submitted(jobs, 3):
+            assert "#SBATCH --cpus-per-task=4\n" in script and "#SBATCH -q y\n" in script
+            assert f'#SBATCH --output="{user_cache}/xattn/slurm/%x-%j.out"\n' in script
+            assert "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}\nmodule load x\n" in script
+            command = shlex.split(script.splitlines()[-1])
+            assert command[:3] == ["/a folder/bin/python", "-m", "distributed.cli.dask_worker"]
+            assert client.scheduler.address in command and command[-3:] == ["--z", "--nthreads", "1"]
+            assert "--nworkers" not in command
+    assert client.status == "closed" and (user_cache / "xattn" / "slurm").is_dir()
+
+
+def test_jobqueue_yaml_can_name_a_python_and_a_folder_for_logs(jobs, tmp_path):
+    given = {"jobqueue.slurm.log-directory": str(tmp_path / "logs"), "jobqueue.slurm.python": "python3"}
+    with dask.config.set(given), connect("slurm:1"):
+        (script,) = submitted(jobs, 1)
+    assert f"#SBATCH -o {tmp_path}/logs/" in script and "--output" not in script
+    assert "\npython3 -m distributed" in script
+
+
+def test_slurm_that_rejects_jobs_or_is_absent_is_an_error(jobs, monkeypatch):
+    (jobs / "sbatch").write_text("#!/bin/sh\necho 'invalid partition: x' >&2; exit 1\n")
+    with pytest.raises(OSError, match=r"^SLURM takes no jobs \(invalid partition: x\): correct Dask's jobqueue.yaml"):
+        connect("slurm:1").__enter__()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(OSError, match=r"^SLURM takes no jobs \(.*'sbatch'\): correct Dask's jobqueue.yaml"):
+        connect("slurm:1").__enter__()
 
 
 def test_folder_of_logs_that_cannot_be_made_is_named(jobs, monkeypatch, tmp_path):
@@ -78,13 +106,22 @@ def test_folder_of_logs_that_cannot_be_made_is_named(jobs, monkeypatch, tmp_path
 
 
 def test_cluster_is_closed_if_its_scheduler_does_not_answer(jobs, monkeypatch):
+    dask_jobqueue, clusters = pytest.importorskip("dask_jobqueue"), []
+
+    class Recorded(dask_jobqueue.SLURMCluster):
+        def __init__(self, **options):
+            super().__init__(**options)
+            clusters.append(self)
+
+    monkeypatch.setattr(dask_jobqueue, "SLURMCluster", Recorded)
+
     def silent(*arguments, **options):
         raise TimeoutError
 
     monkeypatch.setattr(distributed, "Client", silent)
     with pytest.raises(OSError, match="No Dask scheduler answers at slurm:3: start one there, or change WORKERS"):
         connect("slurm:3").__enter__()
-    assert jobs[0][2].status == distributed.Status.closed
+    assert clusters[0].status == distributed.Status.closed
 
 
 def test_workers_give_the_maps_of_one_process(model, utterances, tiny_folder, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,9 @@
 """Where utterances are explained: in this process, in several processes of this machine, or on a cluster."""
 
 import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -31,8 +34,9 @@ def connect(where: str | None = None) -> Iterator:
             Their logs go to the folder xattn/slurm in the user's cache unless `log-directory` there names another one.
 
     Raises:
-        ValueError: `where` is none of these. ImportError: Dask is not installed. OSError: no scheduler answers, or the
-            folder for the logs of SLURM jobs could not be made.
+        ValueError: `where` is none of these, or jobqueue.yaml does not give cores and memory. ImportError: Dask is not
+            installed. OSError: no scheduler answers, SLURM rejects the jobs, or the folder for their logs could not be
+            made.
     """
     if not where:
         yield None
@@ -61,15 +65,7 @@ def connect(where: str | None = None) -> Iterator:
                     )
                 )
         elif kind == "slurm":
-            from dask_jobqueue import SLURMCluster
-
-            logs = dask.config.get("jobqueue.slurm.log-directory", None)
-            if logs is None:  # SLURM would put them into the current folder
-                logs = platformdirs.user_cache_path("xattn") / "slurm"
-                with writing(logs):
-                    logs.mkdir(parents=True, exist_ok=True)
-            cluster = stack.enter_context(SLURMCluster(log_directory=str(logs)))
-            cluster.scale(jobs=int(number))
+            cluster = stack.enter_context(_slurm_cluster(int(number)))
         else:
             try:
                 get_address_host_port(where)
@@ -80,3 +76,42 @@ def connect(where: str | None = None) -> Iterator:
         except (OSError, TimeoutError) as error:
             raise OSError(f"No Dask scheduler answers at {where}: start one there, or change WORKERS.") from error
         yield client
+
+
+def _slurm_cluster(jobs: int):
+    """Submit SLURM jobs with Dask workers. OSError: SLURM rejects them, or the folder for their logs cannot be made."""
+    import dask
+    from dask_jobqueue import SLURMCluster
+
+    def configured(name):
+        return dask.config.get(f"jobqueue.slurm.{name}", None)
+
+    options = {
+        "python": configured("python") or shlex.quote(sys.executable),  # Dask does not quote it
+        "processes": 1,  # of several workers in a job Dask replaces none
+        # A worker explains one utterance at a time, with all cores of its job. The environment that jobs inherit has
+        # the number of threads for this machine.
+        "worker_extra_args": [*(configured("worker-extra-args") or []), "--nthreads", "1"],
+        "job_script_prologue": [
+            "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
+            *(configured("job-script-prologue") or []),
+        ],
+    }
+    if configured("log-directory") is None:  # SLURM would put the logs into the current folder
+        logs = platformdirs.user_cache_path("xattn") / "slurm"
+        with writing(logs):
+            logs.mkdir(parents=True, exist_ok=True)
+        # As a directive, because Dask does not quote log_directory.
+        options["job_extra_directives"] = [f'--output="{logs}/%x-%j.out"', *(configured("job-extra-directives") or [])]
+    cluster = SLURMCluster(**options)
+    try:  # Dask would only log a rejected job, and wait forever
+        subprocess.run(
+            ["sbatch", "--test-only"], input=cluster.job_script(), capture_output=True, check=True, text=True
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        cluster.close()
+        reason = " ".join(getattr(error, "stderr", str(error)).split())
+        raise OSError(f"SLURM takes no jobs ({reason}): correct Dask's jobqueue.yaml, or change WORKERS.") from error
+    # Unlike `scale`, this replaces a job that ends, for example at its time limit.
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+    return cluster
