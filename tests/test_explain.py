@@ -589,10 +589,7 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
     )
     assert lines[4] == f"Reliability: SM^X {values['input']:.2f} (12 masks), SM^H {values['encoder']:.2f} (10 masks)"
     assert max(values.values()) < 0.3  # of so few masks
-    assert lines[5:] == [
-        "Below 0.3 a map is mostly noise: change what limits it, such as occlusion=Occlusion(input_masks=48, "
-        "encoder_masks=40)."
-    ]
+    assert lines[5:] == ["Below 0.3 a map is mostly noise: try occlusion=Occlusion(input_masks=48, encoder_masks=40)."]
     lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
     assert lines[0].startswith("Translation: ") and "Language" not in "".join(lines)
     assert printed(capsys, model, utterance, progress=False) == []
@@ -625,7 +622,7 @@ def test_low_reliability_is_reported_with_what_would_raise_it(
     lines = printed(capsys, model, utterance, replace(SMALL, **changes))
     (line,) = [line for line in lines if line.startswith("Reliability")]
     assert re.match(rf"Reliability: SM\^X {values[0]:.2f} \(\d+ masks\), SM\^H {values[1]:.2f} \(\d+ masks\)$", line)
-    sentence = f"Below 0.3 a map is mostly noise: change what limits it, such as occlusion=Occlusion({more})."
+    sentence = f"Below 0.3 a map is mostly noise: try occlusion=Occlusion({more})."
     assert [line for line in lines if "noise" in line] == [sentence] * bool(more)
 
 

@@ -80,6 +80,9 @@ def test_maps_of_a_part_have_the_times_of_the_whole(model, tmp_path):
     rho, same = (xattn.correlate(each.cross_attention, each.input_saliency) for each in (maps, back))
     np.testing.assert_allclose(rho.overall, same.overall)
     assert first.start == 0.0
+    xattn.explain_corpus(model, [first, second], tmp_path / "maps", occlusion=FEW, progress=False)
+    for part, stored in zip((first, second), xattn.load_maps(tmp_path / "maps", "tiny", "en"), strict=True):
+        assert stored.time.values[0] == pytest.approx(part.start + 0.0125)
 
 
 def test_a_recording_that_does_not_fit_into_memory_is_refused_before_anything_is_computed(model, monkeypatch):

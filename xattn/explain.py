@@ -114,16 +114,16 @@ def explain(
     )
     checkpoint.remove()
     _report(maps, occlusion, say)
-    return maps if utterance.end is None else shifted(maps, utterance.start)
+    return maps
 
 
 def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
     """Say whether the output depends on the recording, how reliable the maps are, and what windows do not show."""
     if maps.hidden_divergence < HARDLY:
         say(
-            f"What {maps.model} wrote hardly depends on this recording ({maps.hidden_divergence:.2f} nats a token; "
-            f"speech that it understands gives more than {HARDLY}): it may hold no speech, or speech of another kind "
-            "than the model knows. Maps of such an output look plausible and explain nothing."
+            f"What {maps.model} wrote hardly depends on this recording ({maps.hidden_divergence:.2f} nats per token; "
+            f"speech that it can transcribe usually gives more than {HARDLY}): it may hold no speech, or speech unlike "
+            "the model's training data. Maps of such an output look plausible and explain nothing."
         )
     found = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
     masks = {place: maps.sizes[f"{place}_mask"] for place in PLACES}
@@ -133,7 +133,7 @@ def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
     if noisy:
         more = dict(_allowance(place, masks[place], found[place], occlusion) for place in noisy)
         options = ", ".join(f"{name}={value}" for name, value in more.items())
-        say(f"Below {LOW} a map is mostly noise: change what limits it, such as occlusion=Occlusion({options}).")
+        say(f"Below {LOW} a map is mostly noise: try occlusion=Occlusion({options}).")
     if occlusion.partition == "windows":
         say(
             f"SM^X comes from windows of {min(WINDOWS)} s and longer: it is coarse in time and silent about frequency. "
@@ -328,7 +328,8 @@ def explain_directions(
         }
         attention = cross_attention(model, states, each.decoder_inputs)[:, :, each.rows]
         columns = {place: score[:, each.columns] for place, score in scores.items()}
-        maps.append(_dataset(model, features, each.tokens, attention, columns, masks, attributes | own))
+        dataset = _dataset(model, features, each.tokens, attention, columns, masks, attributes | own)
+        maps.append(dataset if utterance.end is None else shifted(dataset, utterance.start))
     return maps
 
 
