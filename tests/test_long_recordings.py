@@ -113,6 +113,7 @@ def test_the_batch_of_a_long_recording_is_smaller(model, utterances, monkeypatch
     batches = []
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda features: batches.append(len(features)) or encode(features))
+    monkeypatch.setattr(module, "CELL_ARRAYS", 0)  # for a model as small as this, the map takes more than a pass
     monkeypatch.setattr(module, "free_bytes", lambda device: 8 * 3 * model.pass_bytes(57, 7) + 8)
     xattn.explain(model, utterances[0], occlusion=FEW, progress=False)
     assert max(batches) in (2, 3)

@@ -17,6 +17,7 @@ from threading import Barrier, Event
 import pytest
 import yaml
 
+from reproduction.kernels import temporary_folder
 from reproduction.pipeline import (
     RELEASED_STEPS,
     STEPS,
@@ -28,7 +29,6 @@ from reproduction.pipeline import (
     plan,
     run,
     steps_of,
-    temporary_folder,
 )
 from reproduction.profiles import load_profile, require_inputs, without_absent
 from reproduction.tables import ROOT

@@ -1,5 +1,7 @@
 """Long recordings cut into parts where the sound is quietest."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from xattn.audio import SAMPLE_RATE, Recording
@@ -36,7 +38,7 @@ def cut_at_pauses(
     whole = utterance_from_recording(audio, rate, language, channel)
     edges = [0, *_cuts(whole.samples, longest), len(whole.samples)]
     parts = []
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         start, end = first / SAMPLE_RATE, last / SAMPLE_RATE
         parts.append(
             Utterance(
