@@ -103,7 +103,7 @@ def overhead(model: S2TModel, utterance: Utterance, precision: str, number: int 
     states, step_frames = model.encode(features[None]), model.step_frames(len(features))
     ids, inputs = forced(model, features, utterance.language)
     rows = slice(len(inputs) - len(ids), None)
-    batch = Occlusion().on(features.device).batch_size
+    batch = Occlusion().on(model).batch_size
     occluded = partial(occlude, batch_size=batch, device=features.device)
     found = []
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -147,7 +147,7 @@ def peak_rate(model: S2TModel, utterance: Utterance, precision: str) -> list[dic
     """Measure the time of masked passes relative to the time of as many operations in large matrix products."""
     features = model.features(utterance.audio())
     _, inputs = forced(model, features, utterance.language)
-    batch, size = features.expand(Occlusion().on(features.device).batch_size, -1, -1).clone(), 2048
+    batch, size = features.expand(Occlusion().on(model).batch_size, -1, -1).clone(), 2048
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     square = torch.randn(size, size, device=features.device).to(kind)
     with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -206,7 +206,7 @@ def explanation_quality(folder: str | Path, condition: str, model: S2TModel | No
     """Faithfulness and size of SM^X for a condition.
 
     Args:
-        model: the one that the maps explain; None for maps that came without one, whose faithfulness is not measured.
+        model: the one that the maps explain; without one, or without references, faithfulness is not measured: None.
         step: see `faithfulness`.
 
     Returns:
@@ -338,6 +338,8 @@ def arranged_layers(table: pd.DataFrame, rho: dict[str, xr.Dataset]) -> pd.DataF
         best = chosen_on_others(np.column_stack([own.by_layer, own.overall]))
         wide.loc["best, ours", tuple(condition.split("/"))] = _without_noise_text(each, "input", best, 2)
     wide.loc["best, paper"] = paper.reindex(wide.columns).map("{:.3f}".format, na_action="ignore")
+    if "padding" in mean:
+        wide.loc["attention on padding"] = mean.padding.map("{:.0%}".format, na_action="ignore")
     wide.loc["n"] = mean.n.astype(str)
     return wide.fillna("").rename_axis(columns=["model", "direction"])
 

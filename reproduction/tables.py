@@ -59,9 +59,10 @@ def correlation_table(rho: xr.Dataset) -> pd.DataFrame:
         head, rho, low, high, reliability (mean over utterances; of a difference, the lower one), reported (what rho
         converges to with more masks, see `xattn.analysis.reliability.converged`; empty if the maps are too noisy),
         reported_low, reported_high and n (utterances). Intervals hold for utterances and masks alike, because every
-        utterance has its own masks.
+        utterance has its own masks. For models that pad their input, a column `padding` has the mean share of the
+        attention, over all layers and heads, that falls on it.
     """
-    each = with_mean_labels(rho.drop_vars("reliability").sel(masks="all"))
+    each = with_mean_labels(rho.sel(masks="all"))
     like, n = with_difference(each.mean("utterance")), rho.sizes["utterance"]
     values, factor = each.transpose("utterance", "saliency", "layer", "head").values, attenuation_of(rho)
 
@@ -86,7 +87,8 @@ def correlation_table(rho: xr.Dataset) -> pd.DataFrame:
     table.insert(3, "reliability", reliability.reindex(table.index, level="saliency"))
     table = table.reset_index()
     about = {"model": rho.model, "direction": rho.setting, "estimator": rho.estimator}
-    return table.assign(n=n, **about)[[*about, *table.columns, "n"]]
+    table = table.assign(n=n, **about)[[*about, *table.columns, "n"]]
+    return table.assign(padding=float(rho.padding.mean())) if "padding" in rho else table
 
 
 def without_noise(rho: xr.Dataset, saliency: str, values: np.ndarray) -> Callable[[np.ndarray], float]:

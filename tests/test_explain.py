@@ -225,7 +225,7 @@ def test_masks_that_hide_nothing_or_everything_give_constant_maps_without_reliab
     for probabilities in ((0.0, 1.0), (1.0, 0.0)):
         extreme = replace(given, input_p=probabilities[0], encoder_p=probabilities[1])
         maps = explain(model, utterance, occlusion=extreme)
-        assert "Reliability: SM^X nan (12 masks), SM^H nan (10 masks)\n" in capsys.readouterr().out
+        assert "Reliability: SM^X unknown (12 masks), SM^H unknown (10 masks)\n" in capsys.readouterr().out
         for place, p in zip(PLACES, probabilities, strict=True):
             found = maps[f"{place}_saliency"].values.reshape(maps.sizes["token"], -1)
             assert (found == found[:, :1]).all() and f"{place}_halves" not in maps
@@ -313,7 +313,7 @@ def test_a_first_look_stops_after_two_minutes(model, utterance, monkeypatch):
 
     monkeypatch.setitem(explain.__globals__, "explain_directions", noting)
     maps = explain(model, utterance, progress=False)
-    assert used == [Occlusion(seconds=120.0).on(model.device)]
+    assert used == [Occlusion(seconds=120.0).on(model)]
     assert (used[0].input_masks, used[0].encoder_masks, used[0].reliability) == (8000, 8000, 0.8)
     assert (maps.partition, maps.estimator, maps.input_p, maps.encoder_p) == ("windows", "sqrt_ridge", 0.5, 0.7)
     assert np.array_equal(maps.segmentation[0], windows(maps.features.values)[0])
@@ -368,18 +368,20 @@ def test_bfloat16_gives_the_maps_of_float32(shipped, number, bfloat16):
             assert variable.max() < nearest
 
 
-def test_the_device_decides_the_batch_size(model, utterance):
+def test_the_model_and_its_device_decide_the_batch_size(model, utterance, monkeypatch):
     for device, size in (("cpu", 32), ("cuda", 128)):
-        assert Occlusion(precision="float32").on(torch.device(device)).batch_size == size
-        assert Occlusion(batch_size=5, precision="float32").on(torch.device(device)).batch_size == 5
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "device", torch.device(device))
+            assert Occlusion(precision="float32").on(model).batch_size == size
+            assert Occlusion(batch_size=5, precision="float32").on(model).batch_size == 5
     assert quietly(model, utterance, {"batch_size": None}).batch_size == 32
 
 
 def test_the_device_decides_the_precision(model, utterance, bfloat16):
     for capable, decided in ((True, "bfloat16"), (False, "float32")):
         bfloat16(capable)
-        assert Occlusion().on(model.device).precision == decided
-        assert Occlusion(precision="float32").on(model.device).precision == "float32"
+        assert Occlusion().on(model).precision == decided
+        assert Occlusion(precision="float32").on(model).precision == "float32"
         assert quietly(model, utterance, {"precision": "auto"}).precision == decided
 
 
@@ -589,10 +591,31 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
     )
     assert lines[4] == f"Reliability: SM^X {values['input']:.2f} (12 masks), SM^H {values['encoder']:.2f} (10 masks)"
     assert max(values.values()) < 0.3  # of so few masks
-    assert lines[5:] == ["Below 0.3 a map is mostly noise: try occlusion=Occlusion(input_masks=48, encoder_masks=40)."]
+    assert lines[5:] == [
+        "A map with a reliability below 0.3 can be mostly noise: try occlusion=Occlusion(input_masks=48, "
+        "encoder_masks=40, precision='float32', estimator='mean', partition='superpixels', reliability=1.0, "
+        "batch_size=5)."
+    ]
     lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
     assert lines[0].startswith("Translation: ") and "Language" not in "".join(lines)
     assert printed(capsys, model, utterance, progress=False) == []
+
+
+def test_the_line_of_progress_shows_how_many_masks_were_enough(model, utterance, capsys):
+    given = replace(SMALL, input_masks=400, encoder_masks=400, reliability=0.0)  # enough at the first check
+    maps = explain(model, utterance, occlusion=given)
+    masks = [str(maps.sizes[f"{place}_mask"]) for place in PLACES]
+    assert max(map(int, masks)) < 400
+    bars = re.findall(r"SM\^([XH]): 100%\S* (\d+)/(\d+) ", capsys.readouterr().out)
+    assert [bar for bar in bars if bar[2] != "400"] == [("X", masks[0], masks[0]), ("H", masks[1], masks[1])]
+
+
+def test_the_line_of_progress_shows_the_longest_time(model, utterance, clock, capsys):
+    lines = printed(capsys, model, utterance, replace(SMALL, seconds=100))
+    assert [line for line in lines if line.startswith("SM")] == [
+        "SM^X: 12 masks in 00:00, at most 01:15",
+        "SM^H: 10 masks in 00:00, at most 01:28",  # the clock advances by a second for each mask
+    ]
 
 
 @pytest.mark.parametrize(
@@ -619,11 +642,17 @@ def test_low_reliability_is_reported_with_what_would_raise_it(
 
     monkeypatch.setitem(explain.__globals__, "half_maps", half_maps)
     monkeypatch.setitem(explain.__globals__, "_reliability", lambda halves, tokens: float(halves[0, 0, 0]))
-    lines = printed(capsys, model, utterance, replace(SMALL, **changes))
+    given = replace(SMALL, **changes)
+    lines = printed(capsys, model, utterance, given)
     (line,) = [line for line in lines if line.startswith("Reliability")]
-    assert re.match(rf"Reliability: SM\^X {values[0]:.2f} \(\d+ masks\), SM\^H {values[1]:.2f} \(\d+ masks\)$", line)
-    sentence = f"Below 0.3 a map is mostly noise: try occlusion=Occlusion({more})."
-    assert [line for line in lines if "noise" in line] == [sentence] * bool(more)
+    texts = ["unknown" if np.isnan(value) else f"{value:.2f}" for value in values]
+    assert re.match(rf"Reliability: SM\^X {texts[0]} \(\d+ masks\), SM\^H {texts[1]} \(\d+ masks\)$", line)
+    found = [line for line in lines if "noise" in line]
+    assert len(found) == bool(more)
+    if more:
+        (advice,) = re.findall(r"try occlusion=(Occlusion\(.*\))\.$", found[0])
+        assert eval(advice) == replace(given, **eval(f"dict({more})"))
+        assert ("unknown or below 0.3" in found[0]) == bool(np.isnan(values).any())
 
 
 def test_what_maps_of_windows_do_not_show_is_printed(model, utterance, capsys):
@@ -721,7 +750,9 @@ def test_a_channel_of_a_recording_is_explained(tmp_path, model, utterance):
         quietly(model, path, language="en")
     found = quietly(model, path, language="en", channel=0)
     assert found.attrs["audio"] == quietly(model, tmp_path / "mono.wav", language="en").attrs["audio"]
-    with pytest.raises(ValueError, match=r"An Utterance has no channels: leave out channel, or give the recording its"):
+    with pytest.raises(
+        ValueError, match=r"channel does not apply to an Utterance, which names its own: leave it"
+    ):
         quietly(model, utterance, channel=0)
 
 

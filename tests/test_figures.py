@@ -155,7 +155,8 @@ def test_maps_without_encoder_saliency_and_spectrogram_are_drawn(made):
     ("partition", "reliability", "title"),
     [
         ("superpixels", 0.456, "Input saliency, SM$^X$\nreliability 0.46"),
-        ("windows", -0.1, "Input saliency, SM$^X$ of windows\nreliability -0.10"),
+        ("superpixels", 0.3, "Input saliency, SM$^X$\nreliability 0.30"),
+        ("windows", -0.1, "Input saliency, SM$^X$ of windows\nreliability -0.10, mostly noise"),
         ("windows", np.nan, "Input saliency, SM$^X$ of windows"),
     ],
 )

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
@@ -100,6 +102,24 @@ def test_a_recording_that_does_not_fit_into_memory_is_refused_before_anything_is
 
 def test_what_fits_is_not_refused(model):
     check_memory(model, torch.zeros(300, 80), "short")
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 9_000),
+        ({"max": "max", "current": "4000", "stat": "anon 1\ninactive_file 500\n"}, 9_000),
+        ({"max": "20000", "current": "4000", "stat": "anon 1\ninactive_file 500\n"}, 9_000),
+        ({"max": "6000", "current": "4000", "stat": "anon 1\ninactive_file 500\nactive_file 7\n"}, 2_500),
+        ({"max": "6000", "current": "4000", "stat": "anon 1\n"}, 9_000),
+    ],
+)
+def test_the_limit_of_a_container_counts(tmp_path, monkeypatch, files, free):
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(module, "CONTAINER", tmp_path)
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=9_000))
+    assert module.free_bytes(torch.device("cpu")) == free
 
 
 @pytest.mark.parametrize(("free", "batch"), [(10**12, 32), (10**8, 20), (10**6, 1)])

@@ -23,7 +23,7 @@ from xattn import runs, store, utterances_from_folder
 from xattn.attribution import settings
 from xattn.audio import SAMPLE_RATE
 from xattn.data.utterance import Utterance
-from xattn.explain import Occlusion, determinants, explain, explain_directions
+from xattn.explain import Occlusion, determinants, explain, explain_directions, reliabilities
 from xattn.models import load_model
 from xattn.runs import estimate_cost, explain_corpus, explain_into
 from xattn.store import load_maps
@@ -33,22 +33,25 @@ EXPLAIN = sys.modules["xattn.explain"]  # `xattn.explain` is the function
 
 
 class Untouchable:
-    """A model that can only be asked for its name, device and hash."""
+    """A model that can only be asked for its name, device, batch size and hash."""
 
     def __init__(self, model):
         self.name, self.device, self.weights_hash = model.name, model.device, model.weights_hash
+        self.batch_size = model.batch_size
 
 
 def test_corpus_is_explained_and_stored_once(model, utterances, tmp_path, capsys):
     explain_corpus(model, utterances, tmp_path, translate_to=["en", "it"], occlusion=SMALL)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["tiny en+en-it 1/2 en-test-0", "tiny en+en-it 2/2 en-test-1"]
-    assert all("s an utterance" in line and line.endswith("s left") for line in lines)
+    assert all("s per utterance" in line and line.endswith("s left") for line in lines)
     assert lines[-1].endswith(" 0 s left")
+    assert "; what tiny wrote (en, en-it) hardly depends on the recording; " in lines[-1]  # it is not trained
     for direction, target in (("en", "en"), ("en-it", "it")):
         stored = list(load_maps(tmp_path, "tiny", direction))
         assert [item.utterance for item in stored] == ["en-test-0", "en-test-1"]
         expected = explain(model, utterances[1], translate_to=target, occlusion=SMALL, progress=False)
+        assert f"{direction} {reliabilities(expected)}" in lines[1]
         del stored[1].attrs["key"]
         xr.testing.assert_identical(without_seconds(stored[1]), without_seconds(expected))
 
@@ -63,7 +66,7 @@ def test_a_corpus_is_explained_without_a_time_limit(model, utterances, tmp_path,
     used = []
     monkeypatch.setattr(runs, "explain_into", lambda *_, occlusion, **options: used.append(occlusion) or ({}, ""))
     explain_corpus(model, utterances, tmp_path)
-    assert used == [Occlusion().on(model.device)] * 2 and used[0].seconds is None
+    assert used == [Occlusion().on(model)] * 2 and used[0].seconds is None
 
 
 def test_a_direction_without_references_is_explained(model, utterances, tmp_path):

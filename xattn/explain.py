@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 
@@ -23,16 +23,16 @@ from xattn.attribution.segments import WINDOWS, partition
 from xattn.attribution.settings import Occlusion, check_memory, fitting_batch
 from xattn.audio import Recording
 from xattn.data.utterance import Utterance, utterance_from_recording
-from xattn.maps import SPECIAL_TOKENS, build, frame_times, shifted
+from xattn.maps import SPECIAL_TOKENS, build, frame_times, padding_share, shifted
 from xattn.models import Decoding, S2TModel
 from xattn.models.errors import NothingToExplain
 from xattn.store import Checkpoint, key_of
 
 VERSION = 7  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
-FIRST_LOOK_SECONDS = 120.0
+FIRST_LOOK_SECONDS = 120
 INPUT_SHARE = 0.75  # of a time limit
-# Nats a token. With nothing but noise, tones or music, base stays below in 85 % of 40 clips and Whisper tiny.en in all;
-# base is above for 39 of 40 test utterances; tiny.en has at least 2.8 for 20 of LibriSpeech's test-other.
+# Nats per token. With nothing but noise, tones or music, base stays below in 85 % of 40 clips and Whisper tiny.en in
+# all; base is above for 39 of 40 test utterances; tiny.en has at least 2.8 for 20 of LibriSpeech's test-other.
 HARDLY = 0.9
 PLACES = {"input": "SM^X", "encoder": "SM^H"}  # where perturbations hide something, and the map that results
 # Libraries that determine the numbers of a map. The second group entered the keys of stored maps later: a version
@@ -81,7 +81,7 @@ def explain(
         the recording only, and padding_attention (layer, head, token) is the attention that falls on the padding.
         The times of a part of a recording are those of the whole. Attributes hold the hypothesis, the reliability of
         both maps (`input_reliability`, `encoder_reliability`), the divergence if everything is hidden
-        (`hidden_divergence`, nats a token) and provenance.
+        (`hidden_divergence`, nats per token) and provenance.
 
     Raises:
         ValueError: a parameter is out of range, the model does not support the language, it wrote nothing, the text is
@@ -90,13 +90,16 @@ def explain(
     """
     say = partial(print, flush=True) if progress else _nothing
     if channel is not None and isinstance(audio, Utterance):
-        raise ValueError("An Utterance has no channels: leave out channel, or give the recording itself.")
+        raise ValueError(
+            "channel does not apply to an Utterance, which names its own: leave it out, or give the recording itself."
+        )
     utterance = audio if isinstance(audio, Utterance) else utterance_from_recording(audio, rate, channel=channel)
     samples = utterance.audio()
     features = model.features(samples)
     language = _spoken_language(model, features, language or utterance.language, translate_to, say)
     utterance = replace(utterance, language=language, samples=samples)
-    occlusion = (occlusion or Occlusion(seconds=FIRST_LOOK_SECONDS)).on(model.device)
+    asked = occlusion or Occlusion(seconds=FIRST_LOOK_SECONDS)
+    occlusion = asked.on(model)
     origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
     key = key_of(
         origin | {"language": language, "translate_to": translate_to, "text": text, "decoding": repr(decoding)}
@@ -113,27 +116,41 @@ def explain(
         progress=progress,
     )
     checkpoint.remove()
-    _report(maps, occlusion, say)
+    _report(maps, asked, say)
     return maps
 
 
+def reliabilities(maps: xr.Dataset) -> str:
+    """The reliability of both maps and their numbers of masks as text."""
+    found = {name: (maps.attrs[f"{place}_reliability"], maps.sizes[f"{place}_mask"]) for place, name in PLACES.items()}
+    return ", ".join(
+        f"{name} {'unknown' if np.isnan(value) else f'{value:.2f}'} ({masks:,} masks)"
+        for name, (value, masks) in found.items()
+    )
+
+
 def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
-    """Say whether the output depends on the recording, how reliable the maps are, and what windows do not show."""
+    """Say whether the output depends on the recording, how reliable the maps are, and what windows do not show.
+
+    occlusion: as the caller gave it, for the advice what to change.
+    """
     if maps.hidden_divergence < HARDLY:
         say(
             f"What {maps.model} wrote hardly depends on this recording ({maps.hidden_divergence:.2f} nats per token; "
             f"speech that it can transcribe usually gives more than {HARDLY}): it may hold no speech, or speech unlike "
             "the model's training data. Maps of such an output look plausible and explain nothing."
         )
+    if "padding_attention" in maps:
+        say(f"{padding_share(maps):.0%} of the cross-attention falls on the padding beyond the recording.")
+    say(f"Reliability: {reliabilities(maps)}")
     found = {place: maps.attrs[f"{place}_reliability"] for place in PLACES}
-    masks = {place: maps.sizes[f"{place}_mask"] for place in PLACES}
-    parts = [f"{name} {found[place]:.2f} ({masks[place]:,} masks)" for place, name in PLACES.items()]
-    say(f"Reliability: {', '.join(parts)}")
     noisy = [place for place, value in found.items() if not value >= LOW]  # NaN is not reliable either
     if noisy:
-        more = dict(_allowance(place, masks[place], found[place], occlusion) for place in noisy)
-        options = ", ".join(f"{name}={value}" for name, value in more.items())
-        say(f"Below {LOW} a map is mostly noise: try occlusion=Occlusion({options}).")
+        more = {name: getattr(occlusion, name) for name in _changed(occlusion)}
+        more |= dict(_allowance(place, maps.sizes[f"{place}_mask"], found[place], occlusion) for place in noisy)
+        options = ", ".join(f"{name}={value!r}" for name, value in more.items())
+        state = "below" if all(found[place] < LOW for place in noisy) else "unknown or below"
+        say(f"A map with a reliability {state} {LOW} can be mostly noise: try occlusion=Occlusion({options}).")
     if occlusion.partition == "windows":
         say(
             f"SM^X comes from windows of {min(WINDOWS)} s and longer: it is coarse in time and silent about frequency. "
@@ -141,16 +158,21 @@ def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
         )
 
 
-def _allowance(place: str, masks: int, reliability: float, occlusion: Occlusion) -> tuple[str, str]:
+def _changed(occlusion: Occlusion) -> list[str]:
+    """The fields that differ from their defaults."""
+    return [field.name for field in fields(occlusion) if getattr(occlusion, field.name) != field.default]
+
+
+def _allowance(place: str, masks: int, reliability: float, occlusion: Occlusion) -> tuple[str, float]:
     """The field of Occlusion that keeps the map of a place from being reliable, and a better value."""
     if getattr(occlusion, f"{place}_p") in (0, 1):  # all perturbations are the same
-        return f"{place}_p", str(getattr(Occlusion, f"{place}_p"))
+        return f"{place}_p", getattr(Occlusion, f"{place}_p")
     most = getattr(occlusion, f"{place}_masks")
     if masks == most:
-        return f"{place}_masks", str(4 * most)
+        return f"{place}_masks", 4 * most
     if reliability >= occlusion.reliability:
-        return "reliability", str(Occlusion.reliability)
-    return "seconds", f"{4 * occlusion.seconds:g}"
+        return "reliability", Occlusion.reliability
+    return "seconds", 4 * occlusion.seconds
 
 
 def _nothing(*_) -> None:
@@ -280,7 +302,7 @@ def explain_directions(
     NothingToExplain: a hypothesis has fewer than `least` tokens before its </s>.
     """
     started = time.monotonic()
-    occlusion = occlusion.on(model.device)
+    occlusion = occlusion.on(model)
     audio = utterance.audio()
     features = model.features(audio)  # (T, F)
     check_memory(model, features, utterance.id)
@@ -370,7 +392,8 @@ def _score_perturbations(
             "encoder": lambda keep: divergence(partial(masked_decoder, keep)),
         }
         for place in masks:
-            with _bar(place, masks[place].number) if progress else nullcontext() as bar:
+            until = occlusion.seconds and started + limits[place] * occlusion.seconds
+            with _bar(place, masks[place].number, until) if progress else nullcontext() as bar:
                 scores[place] = occlude(
                     perturbed[place],
                     masks[place],
@@ -379,9 +402,12 @@ def _score_perturbations(
                     done=checkpoint.scores.get(place) if checkpoint else None,
                     checkpoint=partial(checkpoint.save, place) if checkpoint else None,
                     enough=partial(reliable, place) if occlusion.reliability < 1 else None,
-                    until=occlusion.seconds and started + limits[place] * occlusion.seconds,
+                    until=until,
                     progress=(lambda count, bar=bar: bar.update(count - bar.n)) if progress else None,
                 )
+                if progress:  # a run that stopped early is complete
+                    bar.total = len(scores[place])
+                    bar.update(bar.total - bar.n)
     return scores
 
 
@@ -397,10 +423,16 @@ def _reliability(halves: np.ndarray | None, tokens: list[str]) -> float:
     return split_half_reliability(None if halves is None else halves[:, ~np.isin(tokens, SPECIAL_TOKENS)])
 
 
-def _bar(place: str, number: int) -> tqdm:
-    """A line with the time left that updates in place, often in a terminal and rarely in a log."""
-    interval = 0.2 if sys.stdout.isatty() else 2.0
-    return tqdm(total=number, desc=PLACES[place], unit=" masks", file=sys.stdout, mininterval=interval, leave=True)
+def _bar(place: str, number: int, until: float | None) -> tqdm:
+    """A line with the time left that updates in place, often in a terminal and rarely in a log.
+
+    until: the time of `time.monotonic` at which masking stops; the line then gives the longest time that it can take.
+    """
+    interval, form = 0.2 if sys.stdout.isatty() else 2.0, None
+    if until:
+        most = tqdm.format_interval(max(0, until - time.monotonic()))
+        form = f"{{desc}}: {{n_fmt}} masks in {{elapsed}}, at most {most}"
+    return tqdm(total=number, desc=PLACES[place], unit=" masks", file=sys.stdout, mininterval=interval, bar_format=form)
 
 
 def _dataset(

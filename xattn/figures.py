@@ -15,9 +15,10 @@ from matplotlib.font_manager import findfont, get_font
 
 from xattn.analysis.correlation import normalised_attention, normalised_saliency
 from xattn.analysis.normalisation import standardise
+from xattn.analysis.reliability import LOW
 from xattn.data.utterance import Word
 from xattn.files import replacing
-from xattn.maps import SALIENCIES, drop_special_tokens
+from xattn.maps import SALIENCIES, drop_special_tokens, padding_share
 
 MAP_COLOURS = "magma"
 STYLE = {
@@ -143,12 +144,16 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
 
 
 def _title(maps: xr.Dataset, name: str) -> str:
-    """A panel's title with the reliability of its map, if that is known, and the partition unless it is the usual."""
+    """A panel's title with what is known of its map: reliability, windows, attention on the padding."""
     title, place = TITLES[name], name.removesuffix("_saliency")
+    if name == "cross_attention" and "padding_attention" in maps:
+        title += f"\n{padding_share(maps):.0%} of it on the padding"
     if place == "input" and maps.attrs.get("partition") == "windows":
         title += " of windows"
     reliability = maps.attrs.get(f"{place}_reliability", np.nan)
-    return title if np.isnan(reliability) else f"{title}\nreliability {reliability:.2f}"
+    if np.isnan(reliability):
+        return title
+    return f"{title}\nreliability {reliability:.2f}{', mostly noise' if reliability < LOW else ''}"
 
 
 def _selection(maps: xr.Dataset) -> list[str]:

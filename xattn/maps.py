@@ -158,6 +158,11 @@ def drop_special_tokens(maps: xr.Dataset | xr.DataArray) -> xr.Dataset | xr.Data
     return maps.isel(token=~np.isin(maps.token.values, SPECIAL_TOKENS))
 
 
+def padding_share(maps: xr.Dataset) -> float:
+    """The share of the cross-attention on padding beyond the recording, averaged over layers, heads and tokens."""
+    return float(drop_special_tokens(maps).padding_attention.mean())
+
+
 def on_words(attribution: xr.DataArray) -> xr.DataArray:
     """Average an attribution (..., token, ...) over the tokens of each word: (..., word, ...)."""
     words, numbers = attribution.word.values, word_numbers(attribution.token.values)

@@ -13,7 +13,7 @@ from xattn import store
 from xattn.attribution.settings import Occlusion
 from xattn.audio import check_file
 from xattn.data.utterance import Utterance
-from xattn.explain import determinants, direction_of, explain_directions, known_reference
+from xattn.explain import HARDLY, determinants, direction_of, explain_directions, known_reference, reliabilities
 from xattn.models import Decoding, S2TModel, load_model
 from xattn.models.errors import NothingToExplain
 
@@ -55,7 +55,7 @@ def explain_corpus(
     targets = [translate_to] if translate_to is None or isinstance(translate_to, str) else translate_to
     directions = [direction_of(language, target) for target in targets]
     folder = Path(folder).resolve()  # workers may run elsewhere
-    occlusion = (occlusion or Occlusion()).on(model.device)
+    occlusion = (occlusion or Occlusion()).on(model)
     unit = partial(explain_into, directions=directions, folder=folder, occlusion=occlusion, decoding=decoding)
     if workers is None:
         outcomes = ((utterance, unit(model, utterance)) for utterance in utterances)
@@ -71,7 +71,7 @@ def explain_corpus(
             seconds = (time.monotonic() - started) / done
             print(
                 f"{model.name} {'+'.join(directions)} {number}/{len(utterances)} {utterance.id}: {message}; "
-                f"{seconds:.1f} s an utterance, {seconds * (len(utterances) - number):.0f} s left",
+                f"{seconds:.1f} s per utterance, {seconds * (len(utterances) - number):.0f} s left",
                 flush=True,
             )
     for direction in directions:
@@ -128,7 +128,13 @@ def explain_into(
         if not store.is_current(paths[maps.setting], keys[maps.setting]):  # a run was killed between two directions
             store.save(maps, paths[maps.setting], keys[maps.setting])
     checkpoint.remove()
-    return keys, "explained"
+    several = len(explained) > 1
+    found = ", ".join(f"{maps.setting} {reliabilities(maps)}" if several else reliabilities(maps) for maps in explained)
+    message = f"explained; reliability {found}"
+    hardly = [maps.setting for maps in explained if maps.hidden_divergence < HARDLY]
+    if hardly:
+        message += f"; what {model.name} wrote ({', '.join(hardly)}) hardly depends on the recording"
+    return keys, message
 
 
 def _bytes_of(utterance: Utterance) -> bytes:
@@ -149,7 +155,7 @@ def estimate_cost(
     """
     utterances = [each for each in utterances if not math.isnan(each.duration)] or utterances  # the others are skipped
     utterance = sorted(utterances, key=lambda item: item.duration)[len(utterances) // 2]
-    few = occlusion.on(model.device).batch_size
+    few = occlusion.on(model).batch_size
     unlimited = replace(occlusion, reliability=1.0, seconds=None)  # so that every timed run computes all its masks
     seconds, size = {}, 0.0
     for number in ((few, few), (few, few), (3 * few, few), (few, 3 * few)):  # the first run warms up

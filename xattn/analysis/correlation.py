@@ -8,7 +8,7 @@ from scipy import stats
 
 from xattn.analysis.normalisation import standardise, standardise_over_tokens
 from xattn.analysis.reliability import halves_of, is_linear, split_half_reliability
-from xattn.maps import SALIENCIES, drop_special_tokens, on_steps
+from xattn.maps import SALIENCIES, drop_special_tokens, on_steps, padding_share
 
 
 def normalised_attention(attention: xr.DataArray) -> xr.DataArray:
@@ -109,7 +109,8 @@ def correlate_all(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.D
         (SM^X) and "encoder" (SM^H), or "input" alone for maps without SM^H. masks is "all" or "half": the mean of rho
         with the maps from the two disjoint halves of the masks, from which `xattn.analysis.reliability.converged`
         estimates rho without noise; it is NaN for maps without halves. The variable `reliability` (saliency, utterance)
-        holds for the reduction. The attribute `linear` lists the saliencies whose map is linear in the scores,
+        holds for the reduction. `padding` (utterance) is the share of the attention that falls on padding, for models
+        that pad. The attribute `linear` lists the saliencies whose map is linear in the scores,
         `without_scores` those whose noise is unknown, because their maps came without scores.
     """
     rows = []
@@ -120,6 +121,8 @@ def correlate_all(maps: Iterable[xr.Dataset], reduction: str = "2d_max") -> xr.D
             raise ValueError(f"{item.model}, {item.setting}, {item.utterance}: {error}") from error
         names = [name.removesuffix("_saliency") for name in rho]
         row = xr.concat(rho.values(), xr.DataArray(names, dims="saliency", name="saliency"))
+        if "padding_attention" in item:
+            row["padding"] = padding_share(item)
         rows.append(row.expand_dims(utterance=[item.utterance]))
     joined = xr.concat(rows, "utterance").transpose("saliency", "masks", "utterance", "layer", "head")
     about = {name: item.attrs[name] for name in ("model", "setting", "estimator")}

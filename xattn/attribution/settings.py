@@ -1,7 +1,10 @@
 """How a recording is perturbed, and how many perturbations fit into memory at once."""
 
+import math
+import re
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,10 +15,10 @@ from xattn.models import S2TModel
 from xattn.models.errors import NothingToExplain
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-BATCH_SIZES = {"cuda": 128}  # 32 elsewhere
 SHARES = {"cuda": 1 / 2}  # of the free memory, for a batch; 1/8 elsewhere, where other processes need it too
 CELL_ARRAYS = 7  # arrays of float64 (token, time, mel) held at once by an estimate and its half maps; measured: 6.7
 TOKENS_PER_SECOND = 8  # more than anyone speaks
+CONTAINER = Path("/sys/fs/cgroup")  # where Docker and Kubernetes state the memory of a container (cgroup 2)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -48,8 +51,8 @@ class Occlusion:
         1.0 disables early stopping.
     seconds: stop after this time, whatever the reliability; SM^X can use three quarters of it. None for no limit. With
         a limit, the number of perturbations depends on the machine.
-    batch_size: largest number of perturbations computed at once; None for 128 on a GPU and 32 elsewhere. Long
-        recordings have smaller batches, see `fitting_batch`. It affects numbers only by rounding.
+    batch_size: largest number of perturbations computed at once; None for the model's own. Long recordings have
+        smaller batches, see `fitting_batch`. It affects numbers only by rounding.
     """
 
     input_masks: int = 8000
@@ -81,20 +84,31 @@ class Occlusion:
                 raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}.")
             object.__setattr__(self, name, int(value))  # numpy's integers are not JSON values, which keys need
 
-    def on(self, device: torch.device) -> "Occlusion":
-        """Return a copy with precision and batch_size resolved for the device.
+    def on(self, model: S2TModel) -> "Occlusion":
+        """Return a copy with precision and batch_size resolved for the model and its device.
 
         "bfloat16" becomes "float32", with a printed line, on a device that does not compute in it.
         """
-        precision = resolve_precision(self.precision, device)
+        precision = resolve_precision(self.precision, model.device)
         if self.precision == "bfloat16" and precision != "bfloat16":
             print("Precision: float32, because this processor does not compute in bfloat16.", flush=True)
-        return replace(self, precision=precision, batch_size=self.batch_size or BATCH_SIZES.get(device.type, 32))
+        return replace(self, precision=precision, batch_size=self.batch_size or model.batch_size)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a device still has."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Memory that a device still has, which a container can limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, _free_in_container())
+
+
+def _free_in_container() -> float:
+    try:
+        limit, used = (int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cache = int(re.search(r"^inactive_file (\d+)$", (CONTAINER / "memory.stat").read_text(), re.MULTILINE)[1])
+    except (OSError, ValueError, TypeError):  # there is no container, no limit, or an older version of cgroup
+        return math.inf
+    return limit - used + cache  # files in the cache give way
 
 
 def needed_bytes(model: S2TModel, frames: int, bands: int, tokens: int) -> int:

@@ -46,6 +46,7 @@ class S2TModel(Protocol):
     languages: tuple[str, ...]  # languages it writes, the default first; empty if its files do not say
     detects_language: bool  # whether `detect_language` works
     decoding: Decoding  # its defaults
+    batch_size: int  # perturbed passes that it computes at once without losing speed
     padding_safe: bool  # whether outputs stay the same when the input is padded
     frame_seconds: float  # hop from one frame to the next
     first_frame: float  # seconds at which the first frame's window is centred

@@ -52,6 +52,11 @@ class Seq2SeqModel:
         return self.network.device
 
     @property
+    def batch_size(self) -> int:
+        """Perturbed passes at once: enough to keep the device busy."""
+        return 128 if self.device.type == "cuda" else 32
+
+    @property
     def decoding(self) -> Decoding:
         """The paper's settings (section 4): 5 beams, no repeated 5-gram."""
         return Decoding(5, self.config.max_target_positions, 5)
