@@ -1,4 +1,4 @@
-"""Partitions of the input compared: two pyramids of superpixels and windows of time, at equal numbers of masks."""
+"""Partitions of the input compared: two pyramids of superpixels and windows of time."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +14,18 @@ from xattn.analysis.faithfulness import areas, deletion_curves
 from xattn.analysis.intervals import mean_interval
 from xattn.analysis.localisation import peak_distances, token_times
 from xattn.analysis.reliability import convergence
-from xattn.attribution.segments import PYRAMIDS, same_segment, segment_numbers, slic_pyramid
+from xattn.attribution.segments import PARTITIONS, PYRAMIDS, same_segment, segment_numbers, slic_pyramid
 from xattn.data.utterance import Utterance
 from xattn.maps import on_steps
 from xattn.models import S2TModel
 
 KINDS = ("SM^X", "SM^X 2d_max")  # of maps whose deletion and insertion are compared
+
+
+def others(parameters: dict) -> dict[str, int]:
+    """The partitions to compare a profile's own with, and their numbers of masks: `compared`, or all with its own."""
+    equal = {kind: parameters["input_masks"] for kind in PARTITIONS if kind != parameters["partition"]}
+    return parameters["compared"] or equal
 
 
 def granularities(features: Iterable[np.ndarray]) -> pd.DataFrame:

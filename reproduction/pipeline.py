@@ -26,6 +26,7 @@ from reproduction.kernels import (
     run_notebook,
     tmpdir,
 )
+from reproduction.partitions import others
 from reproduction.profiles import OCCLUSION, load_profile, require_inputs, without_absent
 from reproduction.provenance import cells, digest_code, digest_files, digest_model, provenance, recorded, versions
 from reproduction.tables import PAPER, ROOT
@@ -75,7 +76,7 @@ LOAD = ("profile", "data", "model", "split", "device")
 READ = ("profile", "output", "maps")
 MAPS = ("10_maps",)
 DECODE = ("models", "conditions", "device", "deletion_step")
-# Of 29_partitions, which compares all partitions and masks nothing in the encoder.
+# Of 29_partitions, which compares partitions and masks nothing in the encoder.
 PERTURBATION = ("input_masks", "input_p", "seed", "precision", "estimator")
 
 STEPS = (
@@ -99,7 +100,7 @@ STEPS = (
     ),
     Step(
         "29_partitions",
-        (*READ, *DECODE, "data", "split", "utterances", *PERTURBATION),
+        (*READ, *DECODE, "data", "split", "utterances", "partition", "compared", *PERTURBATION),
         ("partitions.csv", "partitions.png"),
         needs=MAPS,
         after=("21_reduction", "26_deletion"),  # reads texts of both
@@ -220,6 +221,8 @@ def plan(
         for model, directions in by_language if step.per_language else by_language[:1]:
             folder = profile["models"][model]
             values = {"model": folder, "directions": directions}
+            if isinstance(profile.get("utterances"), dict):
+                values["utterances"] = profile["utterances"][model]
             parameters = {key: {**common, **values}[key] for key in step.parameters}
             if folder not in contents:
                 contents[folder] = digest_model(root, folder)
@@ -284,19 +287,21 @@ def execute(job: Job, root: Path) -> float:
 def cost_of_maps(given: dict) -> tuple[float, float]:
     """Estimate the seconds and bytes of the maps of a step with these parameters.
 
-    A step without the parameter partition explains up to eight utterances of the profile's first condition, with both
-    other partitions.
+    A step without the parameter model explains up to eight utterances of the profile's first condition, with other
+    partitions.
     """
     occlusion = Occlusion(**{"encoder_masks": 12, "reliability": 1.0} | {k: given[k] for k in OCCLUSION if k in given})
-    model, directions = given.get("model"), given.get("directions")
+    model, directions, runs = given.get("model"), given.get("directions"), [occlusion]
+    number = given["utterances"]
     if model is None:
         name, _, direction = given["conditions"][0].partition("/")
-        model, directions = given["models"][name], [direction]
+        model, directions, number = given["models"][name], [direction], min(8, number)
+        runs = [replace(occlusion, partition=kind, input_masks=masks) for kind, masks in others(given).items()]
     language = directions[0].partition("-")[0]
-    number = given["utterances"] if "partition" in given else min(8, given["utterances"])
     corpus = load_corpus(given["data"], language=language, split=given["split"])[:number]
-    seconds, size = estimate_cost(load_model(model, given["device"]), corpus, directions, occlusion)
-    return (seconds, size) if "partition" in given else (2 * seconds, 2 * size)
+    s2t = load_model(model, given["device"])
+    costs = [estimate_cost(s2t, corpus, directions, each) for each in runs]
+    return sum(seconds for seconds, _ in costs), sum(size for _, size in costs)
 
 
 def print_estimate(jobs: list[Job]) -> None:

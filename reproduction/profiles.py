@@ -8,6 +8,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from xattn.analysis.faithfulness import percentages
+from xattn.attribution.segments import PARTITIONS
 from xattn.explain import Occlusion
 from xattn.models import HUB_ID
 
@@ -37,8 +38,10 @@ PROFILE_KEYS = {
 }
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
 # Optional keys with their defaults: models that are not run if their folders do not exist, the results of a longer run
-# of the same models, and the frames per encoder step of released maps.
-PROFILE_DEFAULTS, RELEASED_DEFAULTS = {"optional": [], "reference": ""}, {"subsampling": 4, "reference": ""}
+# of the same models, the partitions to compare with and their numbers of masks, and the frames per encoder step of
+# released maps.
+PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}}
+RELEASED_DEFAULTS = {"subsampling": 4, "reference": ""}
 
 
 class Yaml12Loader(yaml.SafeLoader):
@@ -144,14 +147,15 @@ def load_profile(path: Path) -> dict:
             )
     profile = defaults | profile
     for key, kind in (keys | {key: type(value) for key, value in defaults.items()}).items():
-        if type(profile[key]) is not kind:
+        each_model = key == "utterances" and isinstance(profile[key], dict)
+        if type(profile[key]) is not kind and not each_model:
             raise ValueError(f"{path}: {key} must be of type {kind.__name__}, not {profile[key]!r}.")
     if released:
         profile["models"] = {model: f"{profile['released']}/{model}" for model in profile["directions"]}
         if profile["subsampling"] < 1:
             raise ValueError(f"{path}: subsampling must be at least 1, not {profile['subsampling']}.")
     else:
-        _check_occlusion(profile, path)
+        _check_numbers(profile, path)
     if profile["profile"] != path.stem:
         raise ValueError(f"{path}: profile must be the file's own name, {path.stem!r}, not {profile['profile']!r}.")
     if not profile["models"] or set(profile["models"]) != set(profile["directions"]):
@@ -174,9 +178,19 @@ def load_profile(path: Path) -> dict:
     return profile
 
 
-def _check_occlusion(profile: dict, path: Path) -> None:
-    if profile["utterances"] < 1:
-        raise ValueError(f"{path}: utterances must be at least 1, not {profile['utterances']}.")
+def _check_numbers(profile: dict, path: Path) -> None:
+    given = profile["utterances"]
+    if isinstance(given, dict) and set(given) != set(profile["models"]):
+        raise ValueError(f"{path}: utterances must be a number, or one for each of {', '.join(profile['models'])}.")
+    for number in given.values() if isinstance(given, dict) else [given]:
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{path}: utterances must be at least 1, not {number!r}.")
+    for kind, number in profile["compared"].items():
+        if kind not in PARTITIONS or kind == profile["partition"] or type(number) is not int or number < 1:
+            raise ValueError(
+                f"{path}: compared must give numbers of masks for partitions among {', '.join(PARTITIONS)} other than "
+                f"{profile['partition']}, and not {kind}: {number!r}."
+            )
     for key in ("input_p", "encoder_p"):
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")

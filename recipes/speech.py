@@ -1,0 +1,75 @@
+"""Make the corpus of real recordings that the profile `whisper` explains, without copying any of them.
+
+`python -m recipes.speech LibriSpeech italian.csv` writes data/speech/manifest.csv with the utterances of
+recipes/speech.csv, in its order. Each argument is a corpus that `xattn.load_corpus` reads; together they need to hold
+all these utterances, or all of one language.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reproduction.tables import ROOT
+from xattn.data.corpus import load_corpus
+from xattn.data.manifest import write_manifest
+from xattn.data.utterance import Utterance
+
+LIST = ROOT / "recipes" / "speech.csv"
+SPLIT = "test"
+
+
+def chosen(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances of recipes/speech.csv, in its order. ValueError: some of a language are missing, or all are."""
+    known = {utterance.id: utterance for utterance in utterances}
+    with LIST.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [known[row["id"]] for row in rows if row["id"] in known]
+    languages = {utterance.language for utterance in found}
+    missing = [row["id"] for row in rows if row["id"] not in known and row["language"] in languages or not found]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} utterances of {LIST.name} are in none of these corpora, such as {missing[0]}: give the "
+            "corpora that recipes/speech.csv names."
+        )
+    return found
+
+
+def write_corpus(utterances: Sequence[Utterance], folder: Path) -> None:
+    """Write manifest.csv with the transcripts, translations and absolute paths of the audio of these utterances."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "id": utterance.id,
+            "split": SPLIT,
+            "language": utterance.language,
+            "audio": str(utterance.audio_path.resolve()),
+            "duration": utterance.duration,
+            "transcript": utterance.transcript,
+            "translation": utterance.translation,
+            "target_language": utterance.target_language,
+        }
+        for utterance in utterances
+    ]
+    write_manifest(folder, rows)
+
+
+def main() -> int:
+    """Run the command. Exit code 2: a corpus cannot be read or lacks utterances."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.speech", description=__doc__.splitlines()[0])
+    parser.add_argument("corpora", nargs="+", type=Path, help="LibriSpeech, or a table of Italian recordings")
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "speech", help="default: data/speech")
+    arguments = parser.parse_args()
+    try:
+        utterances = chosen([each for corpus in arguments.corpora for each in load_corpus(corpus)])
+        write_corpus(utterances, arguments.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.out / 'manifest.csv'}: {len(utterances)} utterances.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
