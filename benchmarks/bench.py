@@ -21,21 +21,24 @@ from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import WhisperConfig, WhisperFeatureExtractor
 
 import xattn
 from reproduction.provenance import versions
 from xattn.analysis.reliability import half_maps, split_half_reliability
 from xattn.attribution.estimators import UnitScores, estimate
 from xattn.attribution.occlusion import Masks, Partition, divergence_from, occlude
-from xattn.attribution.segments import slic_pyramid
+from xattn.attribution.segments import partition, slic_pyramid
 from xattn.data.utterance import Utterance
 from xattn.explain import Occlusion, explain_directions
 from xattn.models import S2TModel
 from xattn.models.conformer import ConformerConfig, ConformerForConditionalGeneration, ConformerModel
+from xattn.models.whisper import WhisperModel, WhisperNetwork
 from xattn.runs import explain_corpus
 from xattn.workers import ENVIRONMENT, connect
 
@@ -106,7 +109,7 @@ def overhead(model: S2TModel, utterance: Utterance, precision: str, number: int 
     batch = Occlusion().on(model).batch_size
     occluded = partial(occlude, batch_size=batch, device=features.device)
     found = []
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with model.perturbing(precision) as model:
         decode = model.masked_decoder(states)
         divergence = divergence_from(model.decode(states, inputs)[0, rows])
         passes = {
@@ -150,7 +153,7 @@ def peak_rate(model: S2TModel, utterance: Utterance, precision: str) -> list[dic
     batch, size = features.expand(Occlusion().on(model).batch_size, -1, -1).clone(), 2048
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     square = torch.randn(size, size, device=features.device).to(kind)
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with model.perturbing(precision) as model:
         with FlopCounterMode(display=False) as counter:
             model.decode(model.encode(batch), inputs)
         seconds = fastest(lambda: model.decode(model.encode(batch), inputs), lambda: square @ square)
@@ -162,6 +165,63 @@ def peak_rate(model: S2TModel, utterance: Utterance, precision: str) -> list[dic
     )
     what = f"time of masked passes over that of as many operations in a matrix product, {model.name}, {precision}"
     return [result(what, seconds[0] * rate / operations, detail)]
+
+
+def whisper(precision: str, device: str, number: int = 40) -> list[dict]:
+    """Measure passes of Whisper tiny.en, with random weights, over 30 s, and SM^X of 10 s of audio with windows."""
+    config = WhisperConfig(
+        vocab_size=51_864, d_model=384, encoder_layers=4, decoder_layers=4, encoder_attention_heads=6,
+        decoder_attention_heads=6, encoder_ffn_dim=1536, decoder_ffn_dim=1536,
+    )  # fmt: skip
+    names = ("<|startoftranscript|>", "<|notimestamps|>")
+    vocabulary = {f"<{token}>": token for token in range(config.vocab_size)}
+    vocabulary |= dict(zip(names, (config.decoder_start_token_id, config.vocab_size - 1502), strict=True))
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+    network = WhisperNetwork(config).to(device).eval()
+    model = WhisperModel(network, WhisperFeatureExtractor(), tokenizer, "whisper-tiny.en", "")
+    features = torch.randn(1000, config.num_mel_bins, device=device)
+    inputs = torch.randint(config.vocab_size, (30,), device=device)
+    states, step_frames = model.encode(features[None]), model.step_frames(len(features))
+    square = torch.randn(2048, 2048, device=device).to(getattr(torch, precision))
+    windows = Partition.of(partition(features.cpu().numpy(), "windows", model.frame_seconds))
+    with model.perturbing("bfloat16") as passes, FlopCounterMode(display=False) as counter:
+        passes.encode(features[None])  # the counter does not see torch's fused attention, which float32 uses
+    with model.perturbing(precision) as model:
+        divergence, keeps = divergence_from(model.decode(states, inputs)[0]), []
+        occluded = partial(occlude, masks=Masks(windows, number, 0.5, 0, "bench"), batch_size=model.batch_size)
+        occluded(lambda keep: keeps.append(keep) or torch.zeros(len(keep), 1))
+
+        def encoder() -> None:
+            for keep in keeps:
+                model.encode(model.mask_input(features, keep.to(device)))
+
+        def bare() -> None:
+            for keep in keeps:
+                model.decode(model.encode(model.mask_input(features, keep.to(device))), inputs)
+
+        def whole() -> None:
+            masks = Masks(windows, number, 0.5, 0, "bench")
+            scores = occlude(
+                lambda keep: divergence(model.decode(model.encode(model.mask_input(features, keep)), inputs)),
+                masks,
+                batch_size=model.batch_size,
+                device=device,
+            )
+            estimate(scores, masks, "sqrt_ridge").cells(windows.labels)
+            split_half_reliability(half_maps(scores, masks, step_frames, "sqrt_ridge"))
+
+        seconds = fastest(encoder, bare, whole, lambda: [square @ square for _ in range(10)])
+    operations, rate = counter.get_total_flops(), 10 * 2 * 2048**3 / seconds[3]
+    achieved = number * operations / seconds[0]
+    what = f"rate of the encoder over that of a matrix product, Whisper tiny.en, {precision}"
+    detail = (
+        f"{1000 * seconds[0] / number:.0f} ms per pass over 30 s of {operations / 1e9:.1f} G operations, "
+        f"{1000 * operations / rate:.0f} ms at the {rate / 1e9:.0f} G per second of a matrix product"
+    )
+    found = [result(what, achieved / rate, detail)]
+    what = f"time of SM^X over its masked passes alone, Whisper tiny.en, {precision}"
+    detail = f"{1000 * seconds[2] / number:.0f} ms per mask, {1000 * seconds[1] / number:.0f} ms for its passes"
+    return [*found, result(what, seconds[2] / seconds[1], detail)]
 
 
 def scoring() -> list[dict]:
@@ -370,6 +430,7 @@ def main() -> None:
         *(partial(overhead, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
         *(partial(peak_rate, model, utterances[3], precision) for precision in ("float32", "bfloat16")),
         scoring,
+        *(partial(whisper, precision, arguments.device) for precision in ("float32", "bfloat16")),
         partial(paper_size, arguments.device),
         partial(scaling, model, utterances),
         partial(worker_scaling, model, utterances),

@@ -1,8 +1,8 @@
-"""Make the corpus of real recordings that the profile `whisper` explains, without copying any of them.
+"""Make the corpus of real recordings that the profile `whisper` explains.
 
-`python -m recipes.speech LibriSpeech italian.csv` writes data/speech/manifest.csv with the utterances of
-recipes/speech.csv, in its order. Each argument is a corpus that `xattn.load_corpus` reads; together they need to hold
-all these utterances, or all of one language.
+`python -m recipes.speech LibriSpeech italian.csv` writes the utterances of recipes/speech.csv, in its order, to
+data/speech, as FLAC files at 16 kHz with a manifest.csv. Each argument is a corpus that `xattn.load_corpus` reads;
+together they need to hold all these utterances, or all of one language.
 """
 
 import argparse
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reproduction.tables import ROOT
+from xattn.audio import SAMPLE_RATE
 from xattn.data.corpus import load_corpus
-from xattn.data.manifest import write_manifest
+from xattn.data.manifest import claim, write_audio, write_manifest
 from xattn.data.utterance import Utterance
 
 LIST = ROOT / "recipes" / "speech.csv"
@@ -37,21 +38,25 @@ def chosen(utterances: Sequence[Utterance]) -> list[Utterance]:
 
 
 def write_corpus(utterances: Sequence[Utterance], folder: Path) -> None:
-    """Write manifest.csv with the transcripts, translations and absolute paths of the audio of these utterances."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": utterance.id,
-            "split": SPLIT,
-            "language": utterance.language,
-            "audio": str(utterance.audio_path.resolve()),
-            "duration": utterance.duration,
-            "transcript": utterance.transcript,
-            "translation": utterance.translation,
-            "target_language": utterance.target_language,
-        }
-        for utterance in utterances
-    ]
+    """Write audio and manifest.csv. ValueError: the folder holds other files, or a recording cannot be read."""
+    claim(folder, LIST.name)
+    rows = []
+    for utterance in utterances:
+        audio, name = utterance.audio(), f"audio/{utterance.id}.flac"
+        write_audio(folder / name, audio, utterance.id)
+        rows.append(
+            {
+                "id": utterance.id,
+                "split": SPLIT,
+                "language": utterance.language,
+                "audio": name,
+                "duration": len(audio) / SAMPLE_RATE,
+                "transcript": utterance.transcript,
+                "translation": utterance.translation,
+                "target_language": utterance.target_language,
+                "source": LIST.name,
+            }
+        )
     write_manifest(folder, rows)
 
 

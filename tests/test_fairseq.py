@@ -324,6 +324,6 @@ def test_the_command_reports_errors_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == f"There is no checkpoint {tmp_path / 'no.pt'}: check the path."
-    (tmp_path / "no.pt").write_bytes(b"")
+    (tmp_path / "no.pt").write_bytes(b"\x80\2}.")
     with pytest.raises(ValueError, match="no.pt is a checkpoint file: convert it with `python -m xattn.models.conv"):
         load_model(tmp_path / "no.pt")

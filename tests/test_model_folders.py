@@ -12,7 +12,6 @@ import torch
 from xattn.models import load_model
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 75539400\n"
-CTRANSLATE2 = b"\x06\0\0\0\x0c\0WhisperSpec\0\x03\0\0\0"
 
 
 def refused(path, sentence, kind=ValueError):
@@ -22,7 +21,10 @@ def refused(path, sentence, kind=ValueError):
     assert str(error.value) == sentence.replace("{}", str(path))
 
 
-LAYOUT = "give the same model in transformers' layout, as a folder or as an id on the Hugging Face hub, such as "
+LAYOUT = (
+    "give the same model as a folder, in the layout of transformers or faster-whisper, or its id on the Hugging Face "
+    "hub, such as "
+)
 MODEL = "give a model folder, such as data/models/base, or the id of a model on the Hugging Face hub, such as "
 
 
@@ -32,32 +34,6 @@ def test_a_file_of_whisper_cpp_is_named_as_such(tmp_path, name, magic):
     (tmp_path / name).write_bytes(magic + bytes(range(100)))
     sentence = "{} is a ggml or GGUF file, the formats of whisper.cpp, which the kit does not read: "
     refused(tmp_path / name, f"{sentence}{LAYOUT}openai/whisper-tiny.en.")
-
-
-def test_a_checkpoint_of_openai_is_named_as_such(tmp_path):
-    dims = {"n_mels": 80, "n_audio_ctx": 1500, "n_vocab": 51864}
-    torch.save({"dims": dims, "model_state_dict": {"decoder.ln.bias": torch.zeros(4)}}, tmp_path / "tiny.en.pt")
-    sentence = "{} is a checkpoint of OpenAI's whisper package, which the kit does not read: "
-    refused(tmp_path / "tiny.en.pt", f"{sentence}{LAYOUT}openai/whisper-tiny.en.")
-
-
-class Touch:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_other_checkpoints_can_be_those_of_fairseq_and_are_not_executed(tmp_path, zipped):
-    content = {"dims": Touch(tmp_path / "sprung"), "model_state_dict": {}}
-    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
-    sentence = "{} is a checkpoint file: convert it with `python -m xattn.models.convert.fairseq` if FBK-fairseq wrote "
-    refused(tmp_path / "model.pt", f"{sentence}it; otherwise, {LAYOUT}openai/whisper-tiny.en.")
-    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_nemo_file_is_named_as_such(tmp_path):
@@ -77,19 +53,6 @@ def test_any_other_file_is_not_a_folder(tmp_path):
     for name, content in (("weights.bin", b"\0\1\2"), ("empty", b""), ("model.safetensors", b"")):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, f"{{}} is a file and not a model folder: {MODEL}openai/whisper-tiny.en.")
-
-
-def test_a_model_of_ctranslate2_is_named_as_such(tmp_path):
-    (tmp_path / "model.bin").write_bytes(CTRANSLATE2)
-    (tmp_path / "config.json").write_text('{"alignment_heads": [], "suppress_ids": [1]}')
-    sentence = "{} is a CTranslate2 model, as for faster-whisper, which the kit does not read: "
-    refused(tmp_path, f"{sentence}{LAYOUT}openai/whisper-tiny.en.")
-
-
-def test_weights_of_ctranslate2_beside_others_are_ignored(tiny_folder, tmp_path):
-    copy = shutil.copytree(tiny_folder, tmp_path / "tiny")
-    (copy / "model.bin").write_bytes(CTRANSLATE2)
-    assert load_model(copy).weights_hash == load_model(tiny_folder).weights_hash
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from xattn.analysis.localisation import KINDS, token_kinds, token_times
 from xattn.analysis.quality import quality_table, transcribe
 from xattn.data.utterance import Utterance, Word
 from xattn.explain import Occlusion, explain
-from xattn.maps import spelled, words_of
+from xattn.maps import drop_special_tokens, spelled, words_of
 from xattn.models import load_model
 from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
 from xattn.released import write_released
@@ -41,9 +41,8 @@ TAGS = ("<|startoftranscript|>", "<|en|>", "<|it|>", "<|translate|>", "<|transcr
 FRAMES = 200  # in 2 s
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A checkpoint like those on the hub, with two encoder and three decoder layers."""
+def small_whisper(folder):
+    """Write a checkpoint like those on the hub, with two encoder and three decoder layers."""
     tokenizer = WhisperTokenizer().train_new_from_iterator(sum(SENTENCES.values(), ()), vocab_size=290)
     tokenizer.add_special_tokens({"additional_special_tokens": list(TAGS)})
     tokenizer.add_tokens([f"<|{0.02 * step:.2f}|>" for step in range(101)])
@@ -83,10 +82,14 @@ def folder(tmp_path_factory):
         no_repeat_ngram_size=5,  # outputs of a greedy search are all the same
         **special,
     )
-    folder = tmp_path_factory.mktemp("whisper") / "whisper-tiny"
     for part in (randomised(network), WhisperFeatureExtractor(chunk_length=2), tokenizer):
         part.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return small_whisper(tmp_path_factory.mktemp("whisper") / "whisper-tiny")
 
 
 class TestWhisper(PretrainedChecks):
@@ -366,19 +369,30 @@ def test_its_profile_runs(made, folder, tmp_path):
     root.mkdir()
     for name in ("notebooks", "xattn", "reproduction"):
         (root / name).symlink_to(ROOT / name)
-    sentences = zip(SENTENCES["en"], SENTENCES["it"], strict=True)
-    made.corpus(root / "data", [(f"en-dev-{i}", "dev", "en", *each) for i, each in enumerate(sentences)])
+    pairs = [(f"{language}-test-{i}", "test", language, text) for language, texts in SENTENCES.items()
+             for i, text in enumerate(texts)]  # fmt: skip
+    made.corpus(root / "data" / "speech", [(*each, "") for each in pairs])
     for model in profile["models"]:
         profile["models"][model] = f"models/{model}"
         readable(shutil.copytree(folder, root / "models" / model))
-    few = {"input_masks": 20, "encoder_masks": 20, "precision": "float32"}
+    few = {"input_masks": 20, "encoder_masks": 20, "precision": "float32", "compared": {"superpixels": 20}}
     path = tmp_path / "whisper.yaml"
     path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")
     run(path, root=root, at_once=2)
     figures = root / "figures/whisper"
-    for model in profile["models"]:
-        maps = list(load_maps(figures / "maps", model, "en"))
-        assert len(maps) == profile["utterances"] and all("padding_attention" in item for item in maps)
-    quality = pd.read_csv(figures / "tab2.csv").query("metric == 'WER'")
-    assert set(quality.model) == set(profile["models"]) and (quality.n == len(SENTENCES["en"])).all()
-    assert set(pd.read_csv(figures / "findings.csv")["where"]) >= {f"{model}/en" for model in profile["models"]}
+    conditions = [(model, each) for model, own in profile["directions"].items() for each in own]
+    padding = {}
+    for model, direction in conditions:
+        maps = list(load_maps(figures / "maps", model, direction))
+        assert len(maps) == len(SENTENCES["en"])
+        padding[model, direction] = np.mean([drop_special_tokens(item).padding_attention.mean() for item in maps])
+    layers = pd.read_csv(figures / "tab4.csv").groupby(["model", "direction"]).padding.first().to_dict()
+    assert layers == pytest.approx(padding, abs=1e-6) and all(0 < share < 1 for share in padding.values())
+    assert "attention on padding" in (figures / "tab4.md").read_text(encoding="utf-8")
+    quality = pd.read_csv(figures / "tab2.csv")
+    scored = quality.query("metric == 'WER'")
+    assert set(scored.model + "/" + scored.direction) == {f"{m}/{d}" for m, d in conditions if "-" not in d}
+    assert (scored.n == len(SENTENCES["en"])).all()
+    assert set(quality.query("direction == 'it-en'").metric) == {"size"}  # there are no references
+    assert set(pd.read_csv(figures / "partitions.csv").partition) == {"windows", "superpixels"}
+    assert set(pd.read_csv(figures / "findings.csv")["where"]) >= {"/".join(each) for each in conditions}

@@ -29,7 +29,7 @@ from xattn.models.errors import NothingToExplain
 from xattn.store import Checkpoint, key_of
 
 VERSION = 7  # of the maps' numbers: raise it with any change that moves them, so that stored maps are made again
-FIRST_LOOK_SECONDS = 120
+FIRST_LOOK = {"reliability": 0.6, "seconds": 120}
 INPUT_SHARE = 0.75  # of a time limit
 # Nats per token. With nothing but noise, tones or music, base stays below in 85 % of 40 clips and Whisper tiny.en in
 # all; base is above for 39 of 40 test utterances; tiny.en has at least 2.8 for 20 of LibriSpeech's test-other.
@@ -68,8 +68,8 @@ def explain(
             model's default is used and printed.
         translate_to: the language of the output; by default the spoken one.
         text: explain this text instead of the model's own hypothesis.
-        occlusion: number and kind of perturbations; by default windows of time until the maps are reliable, for at most
-            two minutes.
+        occlusion: number and kind of perturbations; by default windows of time until the maps have a reliability of
+            0.6, for at most two minutes.
         decoding: settings of the search that differ from the model's own.
         progress: whether to print the language, the transcript, the time left and the reliability of the maps.
 
@@ -98,7 +98,7 @@ def explain(
     features = model.features(samples)
     language = _spoken_language(model, features, language or utterance.language, translate_to, say)
     utterance = replace(utterance, language=language, samples=samples)
-    asked = occlusion or Occlusion(seconds=FIRST_LOOK_SECONDS)
+    asked = occlusion or Occlusion(**FIRST_LOOK)
     occlusion = asked.on(model)
     origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
     key = key_of(
@@ -379,7 +379,7 @@ def _score_perturbations(
 
     started, limits = time.monotonic(), {"input": INPUT_SHARE, "encoder": 1.0}
     scores = {}
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=occlusion.precision == "bfloat16"):
+    with model.perturbing(occlusion.precision) as model:
         divergences = [divergence_from(model.decode(states, each.decoder_inputs)[0, each.rows]) for each in hypotheses]
 
         def divergence(decode: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -397,7 +397,7 @@ def _score_perturbations(
                 scores[place] = occlude(
                     perturbed[place],
                     masks[place],
-                    batch_size=occlusion.batch_size,
+                    batch_size=occlusion.batch_size * (model.decoder_factor if place == "encoder" else 1),
                     device=features.device,
                     done=checkpoint.scores.get(place) if checkpoint else None,
                     checkpoint=partial(checkpoint.save, place) if checkpoint else None,

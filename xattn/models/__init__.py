@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
@@ -9,15 +10,16 @@ from textwrap import shorten
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from xattn.models.formats import MODEL, check_format
+from xattn.models.errors import HUB_ERRORS, first_line
+from xattn.models.formats import MODEL, check_format, is_ctranslate2, is_openai
 from xattn.models.interface import Decoding, S2TModel
 
 __all__ = ["HUB_ID", "Decoding", "S2TModel", "load_model"]
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/(?P<own>\w[\w.-]*))(@(?P<revision>\w[\w./-]*))?")  # owner/name@revision
-FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt")  # configuration, weights, vocabulary; never code or pickles
+# Configuration, weights (model.bin is CTranslate2's) and vocabulary; never code or pickles, such as pytorch_model.bin.
+FETCHED = ("*.json", "*.safetensors", "model.bin", "*.model", "*.txt")
 # How config.json names the architectures: by class or by model_type.
 ARCHITECTURES = (
     "xattn_conformer",
@@ -32,9 +34,15 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
     """Load a model in float32 and evaluation mode.
 
     Args:
-        name_or_path: a local folder, or the id of a model on the Hugging Face hub, such as "FBK-MT/fama-small". A hub
-            model is downloaded once into the hub's cache; none of its code runs. "owner/name@revision" selects a
-            branch, tag or commit; the commit that was loaded is in the model's `source`.
+        name_or_path: one of:
+            - a folder in transformers' layout;
+            - a folder of faster-whisper, that is, a Whisper model of CTranslate2 (model.bin), quantised or not;
+            - a Whisper checkpoint of OpenAI (.pt). Its vocabulary is the tokenizer.json, or vocab.json and merges.txt,
+              in the same folder. Without them, OpenAI's is downloaded from the hub.
+            - the id of a model in one of the two layouts on the Hugging Face hub, such as "FBK-MT/fama-small" or
+              "Systran/faster-whisper-tiny.en". It is downloaded once into the hub's cache. "owner/name@revision"
+              selects a branch, tag or commit; the commit that was loaded is in the model's `source`.
+            None of a model's code runs, and nothing pickled is executed.
         device: a torch device, such as "cuda".
 
     Raises:
@@ -50,7 +58,7 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
     except Exception as error:  # the type depends on the device and the build of torch
         raise ValueError(
             f"There is no {'CUDA device' if str(device) == 'cuda' else f'device {device!r}'} here that torch can use "
-            f"({shorten(_line(error), 90)}): set device to cpu, or run this where there is one."
+            f"({shorten(first_line(error), 90)}): set device to cpu, or run this where there is one."
         ) from error
     if not isinstance(name_or_path, str | PathLike):
         raise TypeError(f"A model cannot be loaded from an object of type {type(name_or_path).__name__}: {MODEL}")
@@ -64,13 +72,11 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> S2TModel:
                 f"There is no model folder {name_or_path}: give the path of one, such as data/models/base, or the id "
                 "of a model on the Hugging Face hub, such as FBK-MT/fama-small."
             )
-        check_format(folder)
-        architecture = _architecture(folder)
+        model = _loader_for(folder)(folder, device)
     except PermissionError as error:
         raise PermissionError(
             f"The permission to read {error.filename} is denied: change the permissions of the file or of its folder."
         ) from error
-    model = _class_for(architecture).from_folder(folder, device)
     if hub:
         model.name = hub["own"]
         model.source = f"{hub['name']}@{folder.name}"  # a snapshot's folder is named after its commit
@@ -98,9 +104,18 @@ def _architecture(folder: Path) -> str:
     return kind
 
 
-def _class_for(architecture: str):
-    """Import only the class that is needed: each brings its own part of transformers."""
-    match architecture:
+def _loader_for(path: Path) -> Callable[[Path, str], S2TModel]:
+    """Return a function of path and device. Only its module is imported: each brings its own part of transformers."""
+    if is_openai(path):
+        from xattn.models.convert.openai import load
+
+        return load
+    check_format(path)
+    if is_ctranslate2(path):
+        from xattn.models.convert.ctranslate2 import load
+
+        return load
+    match _architecture(path):
         case "xattn_conformer":
             from xattn.models.conformer import ConformerModel as Model
         case "ConformerEncoderDecoderForConditionalGeneration":
@@ -111,19 +126,14 @@ def _class_for(architecture: str):
             from xattn.models.speech_to_text import SpeechToTextModel as Model
         case "seamless_m4t_v2":
             from xattn.models.seamless import SeamlessModel as Model
-    return Model
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return Model.from_folder
 
 
 def _fetched(name: str, revision: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FETCHED))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except HUB_ERRORS as error:
         raise OSError(
             f"There is no model folder {name}, and the Hugging Face hub does not provide it at revision {revision} "
-            f"({_line(error)}): check the name and the network, or give a local folder."
+            f"({first_line(error)}): check the name and the network, or give a local folder."
         ) from error

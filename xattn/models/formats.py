@@ -1,14 +1,15 @@
-"""What a path holds if it is not a model folder in transformers' layout, and what to do about it."""
+"""What a path holds: a model in one of the formats that the kit reads, or something else, and what to do about it."""
 
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
 LAYOUT = (
-    "give the same model in transformers' layout, as a folder or as an id on the Hugging Face hub, such as "
-    "openai/whisper-tiny.en."
+    "give the same model as a folder, in the layout of transformers or faster-whisper, or its id on the Hugging Face "
+    "hub, such as openai/whisper-tiny.en."
 )
 MODEL = (
     "give a model folder, such as data/models/base, or the id of a model on the Hugging Face hub, such as "
@@ -18,7 +19,7 @@ LOADED = (".bin", ".json", ".model", ".safetensors", ".txt")  # suffixes of weig
 
 
 def check_format(path: Path) -> None:
-    """Raise an error if an existing path is not a model folder in transformers' layout.
+    """Raise an error if an existing path, other than a checkpoint of OpenAI, is not a model folder.
 
     The sentence says what the path is and what to do. PermissionError: the folder or a file in it cannot be read.
     """
@@ -40,9 +41,8 @@ def is_openai(path: Path) -> bool:
 
 
 def is_ctranslate2(path: Path) -> bool:
-    """Whether a path is a folder with a Whisper model of CTranslate2, as for faster-whisper."""
-    # model.bin starts with the version (4 bytes) and the length of the name of its class (2 bytes).
-    return _head(path / "model.bin")[6:17] == b"WhisperSpec" and not any(path.glob("*.safetensors"))
+    """Whether a path is a folder whose weights are in CTranslate2's file, as for faster-whisper."""
+    return (path / "model.bin").is_file() and not any(path.glob("*.safetensors"))
 
 
 def _head(path: Path) -> bytes:
@@ -55,6 +55,13 @@ def _head(path: Path) -> bytes:
 def _pointer(path: Path) -> Path | None:
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in LOADED)
     return next((file for file in files if _head(file).startswith(b"version https://git-lfs")), None)
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a path is only the start of a file of torch.save, a ZIP archive with its table of contents at the end."""
+    if not path.is_file() or path.suffix != ".pt" or zipfile.is_zipfile(path):
+        return False
+    return b"PK\x03\x04".startswith(_head(path)[:4])  # an empty file too
 
 
 def _folder_of(path: Path) -> Path | None:
@@ -99,11 +106,7 @@ FORMATS = (
         lambda path: path.is_file() and path.suffix == ".nemo",
         f"{{path}} is a NeMo file, which the kit does not read: {MODEL}",
     ),
-    (
-        ValueError,
-        is_openai,
-        f"{{path}} is a checkpoint of OpenAI's whisper package, which the kit does not read: {LAYOUT}",
-    ),
+    (ValueError, _cut_short, "{path} is cut short: download it again."),
     (ValueError, _folder_of, "{path} is a file in a model folder: give the folder, {found}."),
     (
         ValueError,
@@ -117,11 +120,6 @@ FORMATS = (
         _adapted,
         "{path} holds a PEFT adapter (adapter_config.json) of {found}: merge it into that model with PEFT's "
         "`merge_and_unload`, write the result with `save_pretrained` to a new folder, and give that folder.",
-    ),
-    (
-        ValueError,
-        is_ctranslate2,
-        f"{{path}} is a CTranslate2 model, as for faster-whisper, which the kit does not read: {LAYOUT}",
     ),
     (FileNotFoundError, lambda path: not any(path.iterdir()), f"The folder {{path}} is empty: {MODEL}"),
     (FileNotFoundError, _inside, "The folder {path} has no config.json of its own: give {found}."),

@@ -1,6 +1,7 @@
 """What the kit needs from a speech-to-text model: one interface to all architectures."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,7 @@ class S2TModel(Protocol):
     detects_language: bool  # whether `detect_language` works
     decoding: Decoding  # its defaults
     batch_size: int  # perturbed passes that it computes at once without losing speed
+    decoder_factor: int  # how many times as many passes of the decoder alone, for SM^H
     padding_safe: bool  # whether outputs stay the same when the input is padded
     frame_seconds: float  # hop from one frame to the next
     first_frame: float  # seconds at which the first frame's window is centred
@@ -76,6 +78,9 @@ class S2TModel(Protocol):
 
     def mask_input(self, features: Tensor, keep: Tensor) -> Tensor:
         """Return features (T, F) with the cells hidden where keep (B, T, F) is 0, ready for `encode` and `generate`."""
+
+    def perturbing(self, precision: str) -> "AbstractContextManager[S2TModel]":
+        """Return a context whose target is this model with passes in a precision: "float32" or "bfloat16"."""
 
     def encode(self, features: Tensor) -> Tensor:
         """Return encoder states (B, S, D) for features (B, T, F)."""

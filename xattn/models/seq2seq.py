@@ -4,7 +4,8 @@ Letters in shapes: B batch, T input frames, F mel bands, S encoder steps, D mode
 V vocabulary, L decoder layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from itertools import chain
@@ -40,6 +41,7 @@ class Seq2SeqModel:
 
     lead = 0
     attention_arrays = 4  # of float32 (H, S, S) that an encoder layer holds at once, measured; 0 if it holds none
+    decoder_factor = 1
     detects_language = False
     padding_safe = True
 
@@ -101,6 +103,12 @@ class Seq2SeqModel:
     def network_inputs(self, features: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """Turn features (B, T, F) and their mask (B, T) into arguments of the network."""
         return {"input_features": features, "attention_mask": attention_mask}
+
+    @contextmanager
+    def perturbing(self, precision: str) -> Iterator["Seq2SeqModel"]:
+        """See S2TModel."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield self
 
     @torch.inference_mode()
     def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
@@ -206,7 +214,7 @@ def _forced(
     network: PreTrainedModel, states: Tensor, decoder_input_ids: Tensor, use_cache: bool = False, **keywords
 ) -> Seq2SeqLMOutput:
     return network(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.to(network.dtype)),
         decoder_input_ids=decoder_input_ids.expand(len(states), -1),
         use_cache=use_cache,
         **keywords,

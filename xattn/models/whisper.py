@@ -8,6 +8,9 @@ Letters in shapes: B batch, T input frames, F mel bands, I tokens, P tokens of t
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from xattn.models.errors import NothingToExplain
@@ -26,6 +30,25 @@ from xattn.models.pretrained import PretrainedModel
 RANGE, SILENCE = 8 / 4, (-10 + 4) / 4
 MULTILINGUAL = 51865  # tokens that a multilingual model has at least; English-only models have one less, tags included
 SEARCHED_AT_ONCE = 4  # utterances: keys and values of 1,500 steps for five beams each take 0.6 GB in whisper-small
+
+
+def attention_by_head(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **_
+) -> tuple[Tensor, None]:
+    """Compute attention between all steps, query, key and value (B, H, S, D), one head at a time: (B, S, H, D).
+
+    The weights of one head fit a processor's cache. In bfloat16 on a CPU, this takes 60 % of the time of torch's fused
+    attention (benchmarks/README.md).
+    """
+    attended = torch.empty_like(query)
+    for row, own in enumerate(zip(query * scaling, key, value, strict=True)):
+        for head, (q, k, v) in enumerate(zip(*own, strict=True)):
+            attended[row, head] = (q @ k.T).softmax(dim=-1) @ v
+    return attended.transpose(1, 2).contiguous(), None
+
+
+BY_HEAD = "by_head"
+ALL_ATTENTION_FUNCTIONS.register(BY_HEAD, attention_by_head)
 
 
 class WhisperNetwork(WhisperForConditionalGeneration):
@@ -56,6 +79,16 @@ class WhisperModel(PretrainedModel):
         self.languages = known if self.multilingual else known[:1]
         timestamps = range(last + 1, self.config.vocab_size)
         generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *timestamps})
+
+    @property
+    def batch_size(self) -> int:
+        """See Seq2SeqModel; on a CPU, the activations of more passes over 30 s do not fit its cache."""
+        return super().batch_size if self.device.type == "cuda" else 2
+
+    @property
+    def decoder_factor(self) -> int:
+        """See S2TModel."""
+        return 1 if self.device.type == "cuda" else 4
 
     @property
     def band_centres(self) -> np.ndarray:
@@ -106,7 +139,8 @@ class WhisperModel(PretrainedModel):
         frames = attention_mask.sum(dim=1).tolist()
         whole = [self.padded(row[:own]) for row, own in zip(features, frames, strict=True)]
         inputs = torch.stack(whole).transpose(1, 2)  # (B, F, 3000)
-        return {"input_features": inputs, "attention_mask": torch.ones_like(inputs[:, 0], dtype=torch.long)}
+        everything = torch.ones_like(inputs[:, 0], dtype=torch.long)
+        return {"input_features": inputs.to(self.network.dtype), "attention_mask": everything}
 
     def prompt(self, direction: str) -> Tensor:
         """Return the decoder's first tokens (P,): start, spoken language, task, no time stamps.
@@ -123,6 +157,19 @@ class WhisperModel(PretrainedModel):
         task = [f"<|{spoken}|>", "<|transcribe|>" if target == spoken else "<|translate|>"] if self.multilingual else []
         tokens = ["<|startoftranscript|>", *task, "<|notimestamps|>"]
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(tokens), device=self.device)
+
+    @contextmanager
+    def perturbing(self, precision: str) -> Iterator["WhisperModel"]:
+        """See S2TModel. Weights in bfloat16 are faster than autocast, which converts float32 ones in every pass."""
+        passes = copy(self)
+        if precision == "bfloat16":
+            passes.network = deepcopy(self.network).to(torch.bfloat16)
+            if self.device.type == "cpu":
+                config = deepcopy(self.config)
+                config._attn_implementation = BY_HEAD
+                for layer in passes.network.get_encoder().layers:
+                    layer.self_attn.config = config
+        yield passes
 
     @torch.inference_mode()
     def detect_language(self, features: Tensor) -> str:

@@ -1,1 +1,1 @@
-"""Converters from checkpoint formats of other tools."""
+"""Checkpoints in formats of other tools: readers and converters."""
