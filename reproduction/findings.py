@@ -189,7 +189,9 @@ def _within(condition: str, rho: xr.Dataset) -> Iterator[Row]:
 def _of_saliency(condition: str, rho: xr.Dataset, saliency: str) -> Iterator[Row]:
     """Findings about the correlation with one kind of saliency; values are divided by its attenuation."""
     chosen = rho.sel(saliency=[saliency])  # with its axis, because `_row` takes the lowest reliability
-    every = {name: chosen[name].sel(saliency=saliency, masks="all").values for name in chosen if name != "reliability"}
+    every = {
+        name: each.sel(saliency=saliency, masks="all").values for name, each in chosen.items() if "masks" in each.dims
+    }
     overall, layers = every["overall"], every["by_layer"]  # (n,), (n, L)
     heads = every["by_layer_and_head"].reshape(len(overall), -1)
     averages = np.column_stack([layers, overall])

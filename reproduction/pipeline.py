@@ -58,6 +58,7 @@ class Step:
     per_language: run once for each model and spoken language, not once for the profile.
     translations: outputs that are only written if the profile has a translation.
     folder: of the notebook, below notebooks.
+    on_request: run only if the profile's key `beyond` names the notebook.
     """
 
     notebook: str
@@ -68,6 +69,7 @@ class Step:
     per_language: bool = False
     translations: tuple[str, ...] = ()
     folder: str = "paper"
+    on_request: bool = False
 
 
 CHANGED = "something it depends on has changed"
@@ -131,6 +133,14 @@ STEPS = (
         folder="beyond",
     ),
     Step(
+        "42_resolution",
+        (*READ, "conditions"),
+        ("resolution.csv", "resolution.png"),
+        needs=MAPS,
+        folder="beyond",
+        on_request=True,
+    ),
+    Step(
         "90_findings",
         (*READ, "conditions", "reference"),
         ("findings.csv",),
@@ -180,9 +190,9 @@ class Job:
 
 
 def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
-    """The steps of a profile: all, or those that released maps allow, which may lack SM^H."""
+    """The steps of a profile: all but those it does not request, or those that released maps allow."""
     if "released" not in profile:
-        return STEPS
+        return tuple(step for step in STEPS if not step.on_request or step.notebook in profile["beyond"])
     folders = [root / profile["models"][model] / each for model, own in profile["directions"].items() for each in own]
     complete = all((folder / FILES["encoder_saliency"]).is_file() for folder in folders)
     return tuple(step for step in RELEASED_STEPS if complete or step.notebook != "25_context_mixing")

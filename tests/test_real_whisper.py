@@ -1,21 +1,33 @@
 """Whisper as people have it: the published weights of tiny.en and base in faster-whisper's format, and real speech."""
 
+import csv
 import json
 import os
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from test_checkpoints import write_openai
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 import xattn
+from recipes.speech import LIST, write_corpus
+from reproduction.pipeline import run
+from reproduction.profiles import PROFILE_KEYS, load_profile
+from reproduction.tables import ROOT
+from xattn.analysis.quality import transcribe, wer
 from xattn.attribution.attention import cross_attention
 from xattn.audio import load_audio
+from xattn.data.corpus import load_corpus
+from xattn.data.readers import utterances_from_folder
+from xattn.maps import drop_special_tokens, on_steps, on_words, padding_share
 from xattn.models import load_model
 from xattn.models.convert.openai import blank_tokens, non_speech_tokens
 
@@ -85,6 +97,97 @@ def test_maps_follow_the_speech(real):
     attention = np.mean([maps.cross_attention.values[layer, head] for layer, head in heads], axis=0)
     seconds = maps.step.values[attention.argmax(axis=1)]
     assert np.corrcoef(seconds[:-1], np.arange(len(seconds) - 1))[0, 1] > 0.9 and 9 < seconds[:-1].max() < 11
+
+
+@pytest.fixture(scope="module")
+def windows(real):
+    """Maps of the English recording from 100 windows masks for SM^X and 400 for SM^H."""
+    occlusion = xattn.Occlusion(100, 400, precision="float32", reliability=1.0)
+    return xattn.explain(real.tiny, real.en, occlusion=occlusion, progress=False)
+
+
+def test_a_hundred_masks_of_windows_make_a_reliable_map(windows):
+    assert windows.input_reliability > 0.45 and windows.encoder_reliability > 0.4
+    rho = xattn.correlate(windows.cross_attention, windows.input_saliency)
+    assert rho.overall > 0.4
+    assert 0.2 < padding_share(windows) < 0.4
+    total = windows.cross_attention.sum("step") + windows.padding_attention
+    np.testing.assert_allclose(total, 1, atol=1e-4)
+
+
+def test_the_peaks_of_saliency_follow_the_order_of_the_words(windows):
+    words = on_words(drop_special_tokens(on_steps(windows.input_saliency, windows)))
+    peaks = words.step.values[words.values.argmax(axis=1)]
+    assert stats.spearmanr(np.arange(len(peaks)), peaks).statistic > 0.9
+    assert peaks.min() < 1.5 and 9.5 < peaks.max() < 11
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (5, 2)])
+def test_batches_and_threads_change_only_rounding(real, batch_size, threads):
+    few = xattn.Occlusion(10, 20, precision="float32", reliability=1.0)
+    used = torch.get_num_threads()
+    maps = xattn.explain(real.tiny, real.en, occlusion=few, progress=False)
+    try:
+        torch.set_num_threads(threads)
+        other = xattn.explain(real.tiny, real.en, occlusion=replace(few, batch_size=batch_size), progress=False)
+    finally:
+        torch.set_num_threads(used)
+    for name in ("input_scores", "encoder_scores"):
+        np.testing.assert_allclose(other[name], maps[name], rtol=1e-2, atol=1e-4)
+
+
+def test_bfloat16_gives_almost_the_same_scores(real):
+    few = xattn.Occlusion(24, 48, precision="float32", reliability=1.0)
+    exact, rounded = (
+        xattn.explain(real.tiny, real.en, occlusion=replace(few, precision=precision), progress=False)
+        for precision in ("float32", "bfloat16")
+    )
+    if rounded.precision != "bfloat16":
+        pytest.skip("this processor does not compute in bfloat16")
+    for name in ("input_scores", "encoder_scores"):
+        roots = [np.sqrt(maps[name].values.clip(0)).ravel() for maps in (exact, rounded)]
+        assert 0.999 < np.corrcoef(*roots)[0, 1] < 1
+    assert next(real.tiny.network.parameters()).dtype == torch.float32
+
+
+def test_its_profile_runs_on_real_speech(real, tmp_path):
+    """The profile differs only in its numbers of utterances and masks."""
+    root, profile = tmp_path / "kit", load_profile(ROOT / "notebooks" / "profiles" / "whisper.yaml")
+    (root / "data" / "whisper").mkdir(parents=True)
+    for name in ("notebooks", "xattn", "reproduction"):
+        (root / name).symlink_to(ROOT / name)
+    for folder in real.folders.values():
+        (root / "data" / "whisper" / folder.name).symlink_to(folder)
+    speech = real.en.parent
+    with LIST.open(encoding="utf-8", newline="") as file:
+        listed = [row["id"] for row in csv.DictReader(file)]
+    english = sorted(load_corpus(speech / "librispeech" / "LibriSpeech"), key=lambda each: each.duration)
+    italian = [replace(each, transcript="lo staff") for each in utterances_from_folder(real.it.parent, "it")]
+    assert {each.id for each in (*english[:2], *italian)} & set(listed)
+    write_corpus([*english[:2], *italian[:2]], root / "data" / "speech")
+    few = {"utterances": 2, "input_masks": 12, "encoder_masks": 12, "compared": {"superpixels": 12}}
+    path = tmp_path / "whisper.yaml"
+    path.write_text(json.dumps({key: profile[key] for key in PROFILE_KEYS} | few | {"deletion_step": 50}))
+    run(path, root=root, at_once=2)
+    figures = root / "figures" / "whisper"
+    table = pd.read_csv(figures / "tab5.csv").query("layer == 'mean' and saliency != 'difference'")
+    assert sorted(set(table.model + "/" + table.direction)) == [
+        *("faster-whisper-base/en", "faster-whisper-base/it", "faster-whisper-base/it-en", "faster-whisper-tiny.en/en")
+    ]
+    assert (table.n == 2).all() and table.padding.between(0.1, 0.6).all()
+    assert (pd.read_csv(figures / "findings.csv").verdict.isin(("too noisy", "not available"))).all()  # two utterances
+
+
+def test_segments_of_europarl_are_transcribed(real):
+    """The paper's own corpus: eight segments of the English test set."""
+    folder = real.en.parent / "europarl_st_en"
+    with (real.en.parent / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        texts = {Path(row["path"]).stem: row["transcript"] for row in csv.DictReader(file)}
+    found = {each.id: each for each in utterances_from_folder(folder, "en")}
+    assert len(found) == 8
+    for model, most in ((real.tiny, 25), (real.base, 20)):
+        written = transcribe(model, [model.features(each.audio()) for each in found.values()], "en")
+        assert 0 < wer([texts[id] for id in found], written, "en") < most
 
 
 @pytest.mark.parametrize("name", ["tiny.en", "base"])
