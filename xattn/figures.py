@@ -116,14 +116,13 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
     width = 1 + 3 * len(panels) + max(0, max(map(len, tokens), default=0) - 16) / 9
     height = 1.3 + sum(heights) + max(0, letters - 11) / 8
     with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(
+        figure = Figure(figsize=(width, height), layout="constrained")  # a notebook would draw one of pyplot twice
+        axes = figure.subplots(
             len(heights),
             len(panels),
-            figsize=(width, height),
             sharex=True,
             squeeze=False,
             gridspec_kw={"height_ratios": heights, "hspace": 0.04, "wspace": 0.04},
-            layout="constrained",
         )
         for column, (name, panel) in enumerate(panels.items()):
             if "features" in maps:
@@ -217,15 +216,9 @@ def superpixels(features: np.ndarray, partitions: dict[str, np.ndarray]) -> Figu
     """
     columns, (frames, bands) = len(next(iter(partitions.values()))), features.shape
     with matplotlib.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            len(partitions),
-            columns,
-            figsize=(1 + 2.6 * columns, 0.8 + 2.6 * len(partitions) * bands / frames),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
+        size = 1 + 2.6 * columns, 0.8 + 2.6 * len(partitions) * bands / frames
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(partitions), columns, sharex=True, sharey=True, squeeze=False)
         for row, (name, levels) in zip(axes, partitions.items(), strict=True):
             for level, (axis, labels) in enumerate(zip(row, levels, strict=True), start=1):
                 axis.imshow(features.T, **SPECTROGRAM)
