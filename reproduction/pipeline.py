@@ -192,6 +192,12 @@ class Job:
 def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
     """The steps of a profile: all but those it does not request, or those that released maps allow."""
     if "released" not in profile:
+        known = [step.notebook for step in STEPS if step.on_request]
+        unknown = [str(name) for name in profile["beyond"] if name not in known]
+        if unknown:
+            raise ValueError(
+                f"The profile {profile['profile']}: beyond names {', '.join(unknown)}; choose among {', '.join(known)}."
+            )
         return tuple(step for step in STEPS if not step.on_request or step.notebook in profile["beyond"])
     folders = [root / profile["models"][model] / each for model, own in profile["directions"].items() for each in own]
     complete = all((folder / FILES["encoder_saliency"]).is_file() for folder in folders)

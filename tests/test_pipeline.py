@@ -30,7 +30,7 @@ from reproduction.pipeline import (
     run,
     steps_of,
 )
-from reproduction.profiles import load_profile, require_inputs, without_absent
+from reproduction.profiles import PROFILE_KEYS, load_profile, require_inputs, without_absent
 from reproduction.tables import ROOT
 from xattn.workers import ENVIRONMENT
 
@@ -565,7 +565,9 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     needs = {step.notebook: step.needs for step in RELEASED_STEPS}
     assert needs.pop("11_released") == () and needs.pop("90_findings") == ("11_released", "21_reduction")
     assert set(needs.values()) == {("11_released",)}
-    assert steps_of(PROFILE, root) == STEPS
+    usual = tuple(step for step in STEPS if not step.on_request)
+    assert steps_of(PROFILE | {"beyond": []}, root) == usual
+    assert steps_of(PROFILE | {"beyond": ["42_resolution"]}, root) == STEPS
     shutil.copy(ROOT / "notebooks/paper/11_released.ipynb", root / "notebooks/paper")
     changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
     for each, frames in ((profile, 4), (changed, 8)):
@@ -660,16 +662,44 @@ def test_dry_run_estimates_the_cost_of_every_step_that_makes_maps(name, monkeypa
         ((f"data/models/{model}", "cpu"), [language] * number, directions, "superpixels", *masks)
         for (model, language), directions in jobs.items()
     ]
-    *maps, partitions = calls
+    *maps, spread, windows = calls
     assert maps == expected and len(maps) == {"smoke": 2, "full": 5}[name]
-    # Of the two other partitions, one is timed; they have few masks in the encoder and at most 8 utterances.
-    assert partitions[:3] == (("data/models/base", "cpu"), ["en"] * min(8, number), ["en"])
-    assert partitions[3] in ("spread", "windows") and partitions[4:] == (masks[0], 12)
-    assert printed.count("stale ") == len(STEPS) + len(jobs) - 1
+    # The two other partitions have few masks in the encoder and at most 8 utterances.
+    few = ("data/models/base", "cpu"), ["en"] * min(8, number), ["en"]
+    assert (spread, windows) == ((*few, "spread", masks[0], 12), (*few, "windows", masks[0], 12))
+    assert printed.count("stale ") == sum(not step.on_request for step in STEPS) + len(jobs) - 1
     assert printed.count(": about 30.0 min and 500 MB\n") == len(maps)
     assert printed.count("stale    29_partitions (not run yet): about 60.0 min and 1000 MB\n") == 1
     hours = f"{len(maps) / 2 + 1:.1f}"  # half an hour and half a GB for each step of maps
     assert printed.endswith(f"All maps together: about {hours} h and at most {hours} GB.\n")
+
+
+def test_a_profile_chooses_partitions_utterances_of_each_model_and_further_notebooks(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def estimate_cost(model, corpus, directions, occlusion):
+        calls.append((model, len(corpus), directions, occlusion.partition, occlusion.input_masks))
+        return 1.0, 1.0
+
+    monkeypatch.setattr("reproduction.pipeline.load_model", lambda folder, device: Path(folder).name)
+    monkeypatch.setattr("reproduction.pipeline.estimate_cost", estimate_cost)
+    profile = load_profile(ROOT / "notebooks" / "profiles" / "mini.yaml")
+    models = {name: profile["models"][name] for name in ("base", "small")}
+    directions = {"base": ["en"], "small": ["it"]}
+    changes = {"utterances": {"base": 3, "small": 2}, "compared": {"windows": 50}, "beyond": ["42_resolution"]}
+    given = {key: profile[key] for key in PROFILE_KEYS} | {"models": models, "directions": directions} | changes
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(given | {"profile": "own"}, sort_keys=False), encoding="utf-8")
+    run(path, dry_run=True, figures=str(tmp_path))
+    assert calls == [
+        ("base", 3, ["en"], "superpixels", 800),
+        ("small", 2, ["it"], "superpixels", 800),
+        ("base", 3, ["en"], "windows", 50),
+    ]
+    assert "stale    42_resolution (not run yet)\n" in capsys.readouterr().out
+    path.write_text(yaml.safe_dump(given | {"profile": "own", "beyond": ["43_none"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^The profile own: beyond names 43_none; choose among 42_resolution\.$"):
+        run(path, dry_run=True, figures=str(tmp_path))
 
 
 def test_dry_run_reports_a_missing_device(tmp_path):
@@ -765,8 +795,8 @@ def test_findings_get_the_reference_of_their_profile(root):
 
 @pytest.mark.parametrize("name", ["smoke", "mini", "full"])
 def test_committed_tables_are_those_that_the_steps_write(name):
-    folder = ROOT / "figures" / name
-    written = {file for step in STEPS for file in step.outputs if file.endswith(".csv")}
+    folder, profile = ROOT / "figures" / name, load_profile(ROOT / "notebooks" / "profiles" / f"{name}.yaml")
+    written = {file for step in steps_of(profile, ROOT) for file in step.outputs if file.endswith(".csv")}
     assert {path.name for path in folder.glob("*.csv")} == written
     for path in folder.glob("*.csv"):
         columns = path.read_text(encoding="utf-8").partition("\n")[0].split(",")

@@ -114,6 +114,22 @@ def test_norwegian_is_a_language(path):
         ("utterances", "1e3", "utterances must be of type int, not 1000.0."),
         ("utterances", "yes", "utterances must be of type int, not 'yes'."),
         ("utterances", "true", "utterances must be of type int, not True."),
+        ("utterances", "{base: 2}", "utterances must be a number, or one for each of base, small."),
+        ("utterances", "{base: 2, small: 0}", "utterances must be at least 1, not 0."),
+        ("utterances", "{base: 2, small: x}", "utterances must be at least 1, not 'x'."),
+        ("seed", "0\ncompared: [windows]", "compared must be of type dict, not ['windows']."),
+        (
+            "seed",
+            "0\ncompared: {windows: 0}",
+            "compared must give numbers of masks for partitions among superpixels, spread, windows other than "
+            "superpixels, and not windows: 0.",
+        ),
+        (
+            "seed",
+            "0\ncompared: {superpixels: 5}",
+            "compared must give numbers of masks for partitions among superpixels, spread, windows other than "
+            "superpixels, and not superpixels: 5.",
+        ),
         ("device", "false", "device must be of type str, not False."),
         ("device", "016", "device must be of type str, not 16."),
         ("device", "", "device must be of type str, not None."),
