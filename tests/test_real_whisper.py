@@ -165,7 +165,7 @@ def test_its_profile_runs_on_real_speech(real, tmp_path):
     italian = [replace(each, transcript="lo staff") for each in utterances_from_folder(real.it.parent, "it")]
     assert {each.id for each in (*english[:2], *italian)} & set(listed)
     write_corpus([*english[:2], *italian[:2]], root / "data" / "speech")
-    few = {"utterances": 2, "input_masks": 12, "encoder_masks": 12, "compared": {"superpixels": 12}}
+    few = {"utterances": 2, "input_masks": 6, "encoder_masks": 6, "compared": {"superpixels": 6}}
     path = tmp_path / "whisper.yaml"
     path.write_text(json.dumps({key: profile[key] for key in PROFILE_KEYS} | few | {"deletion_step": 50}))
     run(path, root=root, at_once=2)
