@@ -32,7 +32,7 @@ from xattn.data.utterance import Utterance, Word
 from xattn.explain import Occlusion, explain
 from xattn.maps import drop_special_tokens, spelled, words_of
 from xattn.models import load_model
-from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel
+from xattn.models.whisper import SEARCHED_AT_ONCE, WhisperModel, attention_by_head
 from xattn.released import write_released
 from xattn.runs import explain_corpus
 from xattn.store import load_maps
@@ -206,6 +206,50 @@ def test_masked_cells_become_0_and_padding_stays(pretrained, audio):
     assert torch.equal(inputs[:, : len(features)], features * keep)
     assert torch.equal(inputs[:, len(features) :], pretrained.padded(features)[len(features) :].expand(3, -1, -1))
     torch.testing.assert_close(pretrained.encode(inputs)[:1], pretrained.encode(features[None]))
+
+
+def test_attention_by_head_equals_fused_attention():
+    query, key, value = torch.randn(3, 2, 4, 30, 8, generator=torch.Generator().manual_seed(0))
+    found, weights = attention_by_head(None, query, key, value, None, scaling=0.3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=0.3)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+    assert weights is None and found.is_contiguous()
+
+
+def test_passes_in_bfloat16_leave_the_model_as_it_is(pretrained, audio):
+    features = pretrained.features(audio)[None]
+    expected, ids = pretrained.encode(features), pretrained.prompt("en")
+    with pretrained.perturbing("float32") as passes:
+        assert torch.equal(passes.encode(features), expected)
+    with pretrained.perturbing("bfloat16") as passes:
+        assert {each.dtype for each in passes.network.parameters()} == {torch.bfloat16}
+        assert passes.network.get_encoder().layers[0].self_attn.config._attn_implementation == "by_head"
+        assert passes.network.config._attn_implementation == "sdpa"
+        rounded = passes.encode(features)
+        log_p = passes.decode(expected, ids)
+    assert rounded.dtype == torch.bfloat16 and log_p.dtype == torch.float32
+    assert 0 < (rounded.float() - expected).norm() / expected.norm() < 0.03
+    assert 0 < (log_p - pretrained.decode(expected, ids)).abs().max() < 0.2
+    assert torch.equal(pretrained.encode(features), expected) and pretrained.network.dtype == torch.float32
+
+
+def test_few_passes_over_30_s_are_computed_at_once(pretrained, audio, monkeypatch):
+    batches = {"encode": [], "decode": []}
+    monkeypatch.setattr(WhisperModel, "encode", _counting(WhisperModel.encode, batches["encode"]))
+    masked = WhisperModel.masked_decoder
+    monkeypatch.setattr(
+        WhisperModel, "masked_decoder", lambda self, states: _counting_keep(masked(self, states), batches["decode"])
+    )
+    explain(pretrained, audio, rate=16_000, language="en", occlusion=Occlusion(5, 11, reliability=1.0), progress=False)
+    assert batches["encode"][1:-1] == [2, 2, 1] and batches["decode"] == [8, 3]
+
+
+def _counting(function, sizes):
+    return lambda self, features: sizes.append(len(features)) or function(self, features)
+
+
+def _counting_keep(function, sizes):
+    return lambda keep, inputs: sizes.append(len(keep)) or function(keep, inputs)
 
 
 def test_attention_to_the_padding_is_recorded(pretrained, utterances):
