@@ -87,7 +87,7 @@ def test_base_model_is_optional(repository):
         *["FBK-MT/fama-small"] * 2,
     ]
     given = [job.parameters for job in jobs if "conditions" in job.parameters]
-    assert len(given) == len(STEPS) - 3  # all but the maps, the overview and the randomised layers
+    assert len(given) == len(STEPS) - 4  # all but maps, overview, randomised layers and what has to be requested
     for parameters in given:
         assert len(parameters["conditions"]) == 8 and "base/en" not in parameters["conditions"]
         assert parameters.get("models", profile["models"]).keys() == {"fama-small", "fama-medium"}
