@@ -17,7 +17,7 @@ from xattn.data.corpus import load_corpus
 from xattn.data.manifest import claim, write_audio, write_manifest
 from xattn.data.utterance import Utterance
 
-LIST = ROOT / "recipes" / "speech.csv"
+LIST, CORPUS = ROOT / "recipes" / "speech.csv", ROOT / "data" / "speech"
 SPLIT = "test"
 
 
@@ -31,8 +31,8 @@ def chosen(utterances: Sequence[Utterance]) -> list[Utterance]:
     missing = [row["id"] for row in rows if row["id"] not in known and row["language"] in languages or not found]
     if missing:
         raise ValueError(
-            f"{len(missing)} utterances of {LIST.name} are in none of these corpora, such as {missing[0]}: give the "
-            "corpora that recipes/speech.csv names."
+            f"{len(missing)} utterances of {LIST} are in none of these corpora, such as {missing[0]}: give the corpora "
+            "that it names."
         )
     return found
 
@@ -64,15 +64,13 @@ def main() -> int:
     """Run the command. Exit code 2: a corpus cannot be read or lacks utterances."""
     parser = argparse.ArgumentParser(prog="python -m recipes.speech", description=__doc__.splitlines()[0])
     parser.add_argument("corpora", nargs="+", type=Path, help="LibriSpeech, or a table of Italian recordings")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "speech", help="default: data/speech")
-    arguments = parser.parse_args()
     try:
-        utterances = chosen([each for corpus in arguments.corpora for each in load_corpus(corpus)])
-        write_corpus(utterances, arguments.out)
+        utterances = chosen([each for corpus in parser.parse_args().corpora for each in load_corpus(corpus)])
+        write_corpus(utterances, CORPUS)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{arguments.out / 'manifest.csv'}: {len(utterances)} utterances.")
+    print(f"{CORPUS / 'manifest.csv'}: {len(utterances)} utterances.")
     return 0
 
 
