@@ -418,6 +418,7 @@ def processor() -> str:
     return str(torch.cpu.get_capabilities().get("cpu_name", platform.machine()))
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="a torch device; default: cpu")

@@ -178,7 +178,7 @@ def test_numbers_change_only_with_a_new_version(maps):
 def test_attention_comes_from_the_forced_hypothesis(maps, model, utterance):
     states = model.encode(model.features(utterance.audio())[None])
     ids = torch.tensor([4, *(model.tokenizer.piece_to_id(token) for token in maps.token.values[:-1])])
-    np.testing.assert_allclose(maps.cross_attention, model.cross_attention(states, ids), atol=1e-6)
+    np.testing.assert_allclose(maps.cross_attention, torch.stack(model.attentions(states, ids).cross)[:, 0], atol=1e-6)
 
 
 def test_parameters_reach_the_masks(model, utterance):
@@ -408,7 +408,7 @@ def test_a_prompt_of_two_tokens_has_no_rows(model, utterance):
     np.testing.assert_allclose(maps.encoder_saliency, expected, rtol=1e-4, atol=1e-6)
     states = longer.encode(longer.features(utterance.audio())[None])
     ids = longer.generate(longer.features(utterance.audio())[None], "en")[0]
-    attention = longer.cross_attention(states, torch.cat([longer.prompt("en"), ids[:-1]]))
+    attention = torch.stack(longer.attentions(states, torch.cat([longer.prompt("en"), ids[:-1]])).cross)[:, 0]
     np.testing.assert_allclose(maps.cross_attention, attention[:, :, 1:], atol=1e-6)
 
 
@@ -489,7 +489,8 @@ def test_a_given_text_is_forced(model, utterance, maps):
     features = model.features(utterance.audio())
     states, ids = model.encode(features[None]), model.token_ids("the bird sings")
     inputs = torch.cat([model.prompt("en"), ids[:-1]])
-    np.testing.assert_allclose(forced.cross_attention, model.cross_attention(states, inputs), atol=1e-6)
+    attention = torch.stack(model.attentions(states, inputs).cross)[:, 0]
+    np.testing.assert_allclose(forced.cross_attention, attention, atol=1e-6)
     log_p = model.decode(states, inputs)[0].double()
     _, hidden = masks_of(forced, "encoder").draw(0, 10)
     for number in (0, 7):

@@ -254,7 +254,7 @@ def test_maps_from_features_equal_the_reference():
     states = model.encode(features[None])
     log_p = model.decode(states, ids)
     assert np.abs(log_p[0].numpy() - golden["log_probs"]).max() < 1e-4
-    attention = model.cross_attention(states, ids).numpy()
+    attention = torch.stack(model.attentions(states, ids).cross)[:, 0].numpy()
     assert np.abs(attention - golden["cross_attention"]).max() < 1e-4
 
     partition = Partition.of(golden["segmentation"].astype(np.int64) - 1)

@@ -285,6 +285,7 @@ def _forced(model: S2TModel, text: str, prompt: int) -> torch.Tensor:
     return ids
 
 
+@torch.inference_mode()
 def explain_directions(
     model: S2TModel,
     utterance: Utterance,

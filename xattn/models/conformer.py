@@ -305,6 +305,7 @@ class ConformerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits=self.decoder.output_projection(decoded.last_hidden_state),
             past_key_values=decoded.past_key_values,
             cross_attentions=decoded.cross_attentions,
+            decoder_attentions=decoded.attentions,
             encoder_last_hidden_state=states,
             encoder_hidden_states=encoder_outputs.hidden_states,
         )
@@ -429,7 +430,6 @@ class ConformerModel(Seq2SeqModel):
         """Return the ids (I,) that the model would write for `text`, ending with </s>."""
         return torch.tensor([*self.tokenizer.encode(text), self.config.eos_token_id], device=self.device)
 
-    @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:
         """Return encoder states (B, S, D) for unpadded features (B, T, F)."""
         return self.network.encoder(features).last_hidden_state

@@ -32,13 +32,26 @@ class Decoding:
                 raise ValueError(f"{name} is {value!r}: give a whole number of at least {least}, or None.")
 
 
+@dataclass(frozen=True)
+class Attentions:
+    """Attention weights of a decoder; letters as in S2TModel.
+
+    cross: for each layer, over encoder steps, (1, H, I, S); own: for each layer, over decoder positions, (1, H, I, I).
+    log_p: (I, V), log-probabilities of the next token, computed from these weights, so that gradients can be taken.
+    """
+
+    cross: tuple[Tensor, ...]
+    own: tuple[Tensor, ...]
+    log_p: Tensor
+
+
 class S2TModel(Protocol):
     """An encoder-decoder speech-to-text model.
 
     Letters in shapes: B batch, T input frames, F mel bands, S encoder steps (T' in the paper), D model width, L decoder
     layers, H heads, I decoder positions, V vocabulary. Features and states are unpadded, except Whisper's states: their
     first `len(step_frames(T))` rows cover the recording. A direction is "en" (transcribe English) or "en-it" (translate
-    English into Italian).
+    English into Italian). `encode`, `decode`, `masked_decoder` and `attentions` allow gradients of their inputs.
     """
 
     name: str
@@ -95,8 +108,15 @@ class S2TModel(Protocol):
         `decode(states * keep[..., None], inputs)`.
         """
 
-    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """Return attention weights (L, H, I, S) of one utterance's forced decoding, states (1, S, D)."""
+    def attentions(self, states: Tensor, decoder_input_ids: Tensor) -> Attentions:
+        """Return the attention weights of one utterance's forced decoding, states (1, S, D), and its outputs."""
+
+    def value_norms(self, states: Tensor) -> Tensor:
+        """Return the norms (L, H, S) of what a weight of 1 on each step would add to the decoder's state.
+
+        These are values of the cross-attention after its output projection (Kobayashi et al. 2020), for
+        states (1, S, D).
+        """
 
     def generate(
         self,

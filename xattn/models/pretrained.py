@@ -79,7 +79,6 @@ class PretrainedModel(Seq2SeqModel):
             )
         return inputs
 
-    @torch.inference_mode()
     def encode(self, features: Tensor) -> Tensor:
         """Return encoder states (B, S, D) for unpadded features (B, T, F)."""
         unpadded = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)

@@ -19,7 +19,9 @@ from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from xattn.models.interface import Decoding
+from xattn.models.interface import Attentions, Decoding
+
+CROSS_ATTENTION = ("encoder_attn", "cross_attention")  # names of the modules in transformers' decoders
 
 
 class SharedMemoryCache(EncoderDecoderCache):
@@ -46,7 +48,8 @@ class Seq2SeqModel:
     padding_safe = True
 
     def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
-        self.network, self.source, self.weights_hash = network, source, weights_hash
+        self.network = network.requires_grad_(False)  # gradients are those of inputs and attention
+        self.source, self.weights_hash = source, weights_hash
         self.name, self.config = Path(abspath(source)).name, network.config  # a symbolic link keeps its own name
 
     @property
@@ -110,7 +113,6 @@ class Seq2SeqModel:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             yield self
 
-    @torch.inference_mode()
     def decode(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Return teacher-forced log-probabilities (B, I, V): row i is the distribution that follows decoder input i.
 
@@ -118,7 +120,6 @@ class Seq2SeqModel:
         """
         return _forced(self.network, states, decoder_input_ids).logits.float().log_softmax(dim=-1)
 
-    @torch.inference_mode()
     def masked_decoder(self, states: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function of keep (B, S) and decoder inputs (I,) equal to `decode(states * keep[..., None], inputs)`.
 
@@ -131,7 +132,6 @@ class Seq2SeqModel:
             for some in (states, torch.zeros_like(states[:, :1]))
         )
 
-        @torch.inference_mode()
         def decode(keep: Tensor, decoder_input_ids: Tensor) -> Tensor:
             kept = functional.pad(keep, (0, states.shape[1] - keep.shape[1]), value=1.0)[:, None, :, None].bool()
             memory = DynamicCache(
@@ -149,16 +149,27 @@ class Seq2SeqModel:
 
         return decode
 
-    @torch.inference_mode()
-    def cross_attention(self, states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """Return the cross-attention (L, H, I, S) of one utterance's forced decoding, states (1, S, D)."""
+    def attentions(self, states: Tensor, decoder_input_ids: Tensor) -> Attentions:
+        """Return the attention weights of one utterance's forced decoding, states (1, S, D), and its outputs."""
         # Only eager attention returns weights. Switching it on in a copy that shares all tensors leaves the network as
         # it is for other threads.
         shared = {id(tensor): tensor for tensor in chain(self.network.parameters(), self.network.buffers())}
         network = deepcopy(self.network, shared)
         network.set_attn_implementation("eager")
-        weights = _forced(network, states, decoder_input_ids, output_attentions=True).cross_attentions
-        return torch.stack(weights)[:, 0]
+        output = _forced(network, states, decoder_input_ids, output_attentions=True)
+        log_p = output.logits[0].float().log_softmax(dim=-1)
+        return Attentions(output.cross_attentions, output.decoder_attentions, log_p)
+
+    def value_norms(self, states: Tensor) -> Tensor:
+        """See S2TModel."""
+        found = []
+        for name, module in self.network.get_decoder().named_modules():
+            if name.rpartition(".")[2] in CROSS_ATTENTION:
+                heads, size = module.num_heads, module.head_dim
+                values = module.v_proj(states.to(self.network.dtype))[0].unflatten(-1, (heads, size))  # (S, H, D / H)
+                outputs = module.out_proj.weight.unflatten(-1, (heads, size))  # (D, H, D / H)
+                found.append(torch.stack([(values[:, h] @ outputs[:, h].T).norm(dim=-1) for h in range(heads)]))
+        return torch.stack(found)
 
     @torch.inference_mode()
     def generate(
