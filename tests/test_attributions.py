@@ -10,6 +10,7 @@ from captum.attr import InputXGradient, IntegratedGradients, Saliency
 from scipy import stats
 
 import xattn
+from xattn.analysis.forced_faithfulness import effects, infidelity, on_cells, probability_area
 from xattn.attribution.attention import (
     attention_times_gradient,
     by_entropy,
@@ -21,6 +22,9 @@ from xattn.attribution.attention import (
 )
 from xattn.attribution.forced import Forced
 from xattn.attribution.gradients import gradient, gradient_times_input, integrated_gradients, masked_gradients
+from xattn.attribution.occlusion import Masks, Partition
+from xattn.attribution.variants import foils_of, occlude_input, previous_tokens, runners_up, word_units
+from xattn.maps import frames_of_steps
 
 PLACES = ("input", "encoder")
 
@@ -233,3 +237,136 @@ def test_rollout_equals_products_of_whole_matrices(model, forced, maps):
             mixed[:tokens, columns] += weights[0].mean(dim=0).double().numpy() / 2
             product = mixed @ product
     np.testing.assert_allclose(rollout(forced, maps), product[forced.rows.start : tokens, tokens:], rtol=1e-4)
+
+
+def test_hidden_units_follow_words(maps):
+    units = word_units(maps, [(0.1, 0.2), (0.2, 0.3)])
+    times = maps.time.values
+    assert units.shape == (1, maps.sizes["time"], maps.sizes["mel"])
+    for inside in ((times < 0.1), (times >= 0.1) & (times < 0.2), (times >= 0.2) & (times < 0.3), times >= 0.3):
+        assert inside.any() and len(np.unique(units[0, inside])) == 1
+    assert np.unique(units).tolist() == [0, 1, 2, 3]
+
+
+def test_occlusion_of_a_single_word_is_the_divergence_without_it(model, forced, maps):
+    units = word_units(maps, [(0.1, 0.2), (0.2, 0.3)])
+    found = occlude_input(forced, maps, units, 400, estimator="mean")
+    masks = Masks(Partition.of(units), 400, 0.5, 0, "en-test-0/units")
+    _, hidden = masks.draw(0, 400)
+    log_p = model.decode(forced.encode(forced.features), forced.decoder_inputs)[0, forced.rows].double()
+    scores = []
+    for row in hidden[:, units[0, :, 0]]:
+        states = model.encode(forced.features[None] * torch.from_numpy(~row).float()[:, None])
+        log_q = model.decode(states, forced.decoder_inputs)[0, forced.rows].double()
+        scores.append((log_p.exp() * (log_p - log_q)).sum(dim=1).numpy())
+    expected = [np.mean(np.array(scores)[hidden[:, unit]], axis=0) for unit in range(4)]
+    for unit in range(4):
+        np.testing.assert_allclose(found.values[:, units[0, :, 0] == unit][:, 0, 0], expected[unit], rtol=1e-3)
+
+
+def test_a_contrast_of_occlusion_explains_the_log_ratio(model, forced, maps):
+    units, foils = word_units(maps, [(0.1, 0.2), (0.2, 0.3)]), runners_up(forced)
+    log_p = model.decode(forced.encode(forced.features), forced.decoder_inputs)[0, forced.rows]
+    order = log_p.argsort(dim=1, descending=True)
+    for row, (own, foil) in enumerate(zip(forced.ids, foils, strict=True)):
+        assert foil == (order[row, 1] if order[row, 0] == own else order[row, 0])
+    plain, contrast = (
+        occlude_input(replace(forced, ids=ids), maps, units, 200, estimator="ridge", foils=other)
+        for ids, other in ((forced.ids, foils), (foils, forced.ids))
+    )
+    np.testing.assert_allclose(plain, -contrast, atol=1e-5)
+    assert float(np.abs(plain).max()) > 1e-3
+    with pytest.raises(ValueError, match="sqrt_ridge takes their roots: choose mean or ridge"):
+        occlude_input(forced, maps, units, 4, foils=foils)
+
+
+def test_a_foil_is_the_first_token_that_differs(model, forced):
+    first, foils = foils_of(forced, "the bird sleeps")
+    assert model.text(forced.ids[:first]) == "the bird" == model.text(model.token_ids("the bird sleeps")[:first])
+    assert foils[first] == model.token_ids("the bird sleeps")[first] != forced.ids[first]
+    assert torch.equal(foils[:first], forced.ids[:first])
+    with pytest.raises(ValueError, match="The text 'the bird sings' does not differ from the hypothesis: give one"):
+        foils_of(forced, "the bird sings")
+
+
+def test_previous_tokens_are_hidden_one_at_a_time(model, forced, maps):
+    found = previous_tokens(forced, maps)
+    states, start = forced.encode(forced.features), forced.rows.start
+    log_p = model.decode(states, forced.decoder_inputs)[0, forced.rows].double()
+    zero = model.network.decoder.embed_tokens.weight.clone()
+    assert found.dims == ("token", "previous") and np.array_equal(found.values, np.tril(found.values, -1))
+    for previous in range(len(forced.ids) - 1):
+        # The token's row of the embedding is set to 0; it occurs once.
+        token = forced.ids[previous]
+        if (forced.decoder_inputs == token).sum() > 1:
+            continue
+        changed = zero.clone()
+        changed[token] = 0
+        with torch.no_grad():
+            model.network.decoder.embed_tokens.weight.data = changed
+            hidden = model.network.decoder(
+                input_ids=forced.decoder_inputs[None], encoder_hidden_states=states
+            ).last_hidden_state
+            model.network.decoder.embed_tokens.weight.data = zero
+        log_q = model.network.decoder.output_projection(hidden)[0, forced.rows].double().log_softmax(dim=-1)
+        expected = (log_p.exp() * (log_p - log_q)).sum(dim=1).numpy()
+        np.testing.assert_allclose(found[previous + 1 :, previous], expected[previous + 1 :], rtol=1e-3, atol=1e-5)
+    keep = torch.ones(1, len(forced.decoder_inputs))
+    assert torch.equal(
+        model.decode_without(states, forced.decoder_inputs, keep), model.decode(states, forced.decoder_inputs)
+    )
+    keep[:, start + 1 :] = 0
+    log_q = model.decode_without(states, forced.decoder_inputs, keep)[0, forced.rows].double()
+    everything = (log_p.exp() * (log_p - log_q)).sum(dim=1)[:-1].mean()
+    assert found.attrs["text"] == pytest.approx(float(everything), rel=1e-3)
+    assert found.attrs["audio"] == pytest.approx(maps.hidden_divergence, rel=1e-3)
+
+
+def test_curves_of_probability_are_those_of_inputs_deleted_by_hand(model, forced, maps):
+    rng = np.random.default_rng(0)
+    cells = maps.input_saliency.copy(data=rng.random(maps.input_saliency.shape))
+    whole = forced.values(model.decode(forced.encode(forced.features), forced.decoder_inputs))[0]
+    scaled = (cells - cells.min(["time", "mel"])) / (cells.max(["time", "mel"]) - cells.min(["time", "mel"]))
+    order = np.argsort(scaled.mean("token").values, axis=None)
+    drops = []
+    for percent in (0, 25, 50, 75, 100):
+        features = forced.features.clone().flatten()
+        count = features.numel() * percent // 100
+        features[torch.from_numpy(order[len(order) - count :].copy())] = 0
+        states = model.encode(features.view(forced.features.shape)[None])
+        values = forced.values(model.decode(states, forced.decoder_inputs))[0]
+        drops.append(float((values - whole).mean()))
+    expected = np.trapezoid(drops, [0, 0.25, 0.5, 0.75, 1.0])
+    assert probability_area(forced, cells, maps, step=25) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    reverse = cells.copy(data=-cells.values)  # deleting the least important cells first is inserting backwards
+    inserted = probability_area(forced, reverse, maps, insertion=True, step=25)
+    assert inserted == pytest.approx(probability_area(forced, cells, maps, step=25), abs=0.02)
+
+
+def test_infidelity_is_0_for_an_attribution_that_predicts_the_effects_and_1_for_none(forced, maps):
+    hidden, changes = effects(forced, maps, 40)
+    assert hidden.shape == (40, maps.sizes["time"]) and changes.shape == (40, maps.sizes["token"])
+    assert 0.15 < hidden.mean() < 0.45
+    weights = np.linspace(-1, 2, hidden.shape[1])
+    exact = np.repeat((hidden @ weights)[:, None], maps.sizes["token"], axis=1)
+    cells = np.broadcast_to(weights[:, None] / maps.sizes["mel"], maps.input_saliency.shape)
+    array = maps.input_saliency.copy(data=3 * cells)  # the factor does not matter
+    assert infidelity(array, maps, hidden, exact) == pytest.approx(0, abs=1e-9)
+    assert infidelity(array * 0, maps, hidden, exact) == 1
+    by_hand = []
+    for token in range(maps.sizes["token"]):
+        predicted = hidden @ array.values[token].sum(axis=1)
+        factor = (predicted @ changes[:, token]) / (predicted @ predicted)
+        by_hand.append(((factor * predicted - changes[:, token]) ** 2).mean() / (changes[:, token] ** 2).mean())
+    assert infidelity(array, maps, hidden, changes) == pytest.approx(np.mean(by_hand))
+
+
+def test_attributions_on_steps_have_the_cells_of_their_steps(maps):
+    cells = on_cells(maps.encoder_saliency, maps)
+    frames = frames_of_steps(maps, maps.time.values)
+    for step, (first, end) in enumerate(frames):
+        own = cells[:, max(first, 0) : end]
+        np.testing.assert_array_equal(
+            own, np.broadcast_to(maps.encoder_saliency.values[:, step, None, None], own.shape)
+        )
+    assert np.array_equal(on_cells(maps.input_saliency, maps), maps.input_saliency)

@@ -111,6 +111,9 @@ class S2TModel(Protocol):
     def attentions(self, states: Tensor, decoder_input_ids: Tensor) -> Attentions:
         """Return the attention weights of one utterance's forced decoding, states (1, S, D), and its outputs."""
 
+    def decode_without(self, states: Tensor, decoder_input_ids: Tensor, keep: Tensor) -> Tensor:
+        """Return `decode` with the embeddings of decoder inputs set to 0 where keep (B, I) is 0, states (B, S, D)."""
+
     def value_norms(self, states: Tensor) -> Tensor:
         """Return the norms (L, H, S) of what a weight of 1 on each step would add to the decoder's state.
 

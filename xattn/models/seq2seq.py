@@ -151,14 +151,18 @@ class Seq2SeqModel:
 
     def attentions(self, states: Tensor, decoder_input_ids: Tensor) -> Attentions:
         """Return the attention weights of one utterance's forced decoding, states (1, S, D), and its outputs."""
-        # Only eager attention returns weights. Switching it on in a copy that shares all tensors leaves the network as
-        # it is for other threads.
-        shared = {id(tensor): tensor for tensor in chain(self.network.parameters(), self.network.buffers())}
-        network = deepcopy(self.network, shared)
-        network.set_attn_implementation("eager")
+        network = _sharing_tensors(self.network)
+        network.set_attn_implementation("eager")  # no other attention returns weights
         output = _forced(network, states, decoder_input_ids, output_attentions=True)
         log_p = output.logits[0].float().log_softmax(dim=-1)
         return Attentions(output.cross_attentions, output.decoder_attentions, log_p)
+
+    def decode_without(self, states: Tensor, decoder_input_ids: Tensor, keep: Tensor) -> Tensor:
+        """See S2TModel."""
+        network = _sharing_tensors(self.network)
+        embeddings = network.get_decoder().get_input_embeddings()
+        embeddings.register_forward_hook(lambda module, inputs, embedded: embedded * keep[..., None])
+        return _forced(network, states, decoder_input_ids).logits.float().log_softmax(dim=-1)
 
     def value_norms(self, states: Tensor) -> Tensor:
         """See S2TModel."""
@@ -219,6 +223,11 @@ class Seq2SeqModel:
         )
         sequences = [row[len(prompt) :] for row in sequences]
         return [row[: int((row == end).nonzero()[0]) + 1] if (row == end).any() else row for row in sequences]
+
+
+def _sharing_tensors(network: PreTrainedModel) -> PreTrainedModel:
+    """A copy that shares all tensors, so that it can be changed without changing the network of other threads."""
+    return deepcopy(network, {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())})
 
 
 def _forced(
