@@ -141,6 +141,14 @@ STEPS = (
         on_request=True,
     ),
     Step(
+        "43_methods",
+        (*READ, *DECODE, "data", "split", "judged"),
+        (*table("methods"), "methods_similarity.csv"),
+        needs=MAPS,
+        folder="beyond",
+        on_request=True,
+    ),
+    Step(
         "90_findings",
         (*READ, "conditions", "reference"),
         ("findings.csv",),

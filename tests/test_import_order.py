@@ -13,7 +13,7 @@ LAYERS = (
     ("attribution",),
     ("maps",),
     ("analysis", "store"),
-    ("explain", "figures", "released"),
+    ("explain", "figures", "released", "words"),
     ("runs", "workers"),
     ("__init__",),
 )

@@ -19,6 +19,7 @@ from xattn.explain import explain
 from xattn.models import Decoding, load_model
 from xattn.runs import explain_corpus
 from xattn.store import load_maps
+from xattn.words import save_words, word_times
 
 __version__ = version("xattn")
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_corpus",
     "load_maps",
     "load_model",
+    "save_words",
     "utterance_from_file",
     "utterances_from_common_voice",
     "utterances_from_dataset",
@@ -40,4 +42,5 @@ __all__ = [
     "utterances_from_librispeech",
     "utterances_from_table",
     "utterances_from_timit",
+    "word_times",
 ]

@@ -12,7 +12,6 @@ import xarray as xr
 from scipy import stats
 
 from xattn.attribution.forced import Forced
-from xattn.maps import drop_special_tokens
 from xattn.models import S2TModel
 
 HEADS = 10  # that `by_norm` chooses
@@ -45,11 +44,10 @@ def cross_attention(model: S2TModel, states: torch.Tensor, decoder_input_ids: to
 
 
 def entropies(attention: xr.DataArray) -> xr.DataArray:
-    """Entropy of each head's weights, averaged over tokens without </s>: (layer, head), 0 to 1.
+    """Entropy of each head's weights, averaged over tokens: (layer, head), 0 to 1.
 
     Weights are scaled to a sum of 1 over the steps at hand, and the entropy is divided by that of uniform weights.
     """
-    attention = drop_special_tokens(attention)
     values = stats.entropy(attention.transpose("layer", "head", "token", "step").values, axis=-1)
     labels = attention.isel(token=0, step=0, drop=True)
     return labels.copy(data=values.mean(axis=-1) / np.log(attention.sizes["step"])).rename("entropy")
@@ -71,8 +69,7 @@ def by_norm(attention: xr.DataArray, heads: int = HEADS) -> xr.DataArray:
     high for heads that are focused and cover the recording. Each step of a chosen head is divided by its norm over
     tokens first (Yeh et al. 2025, arXiv 2509.09987, without their characters and median filter).
     """
-    spoken = drop_special_tokens(attention)
-    columns, rows = (np.sqrt((spoken**2).sum(axis)) for axis in ("token", "step"))
+    columns, rows = (np.sqrt((attention**2).sum(axis)) for axis in ("token", "step"))
     scores = (columns.sum("step") + rows.sum("token")).stack(pair=["layer", "head"])
     chosen = scores.pair.values[np.argsort(-scores.values, kind="stable")[:heads]]
     columns = columns.where(columns > 0, 1)

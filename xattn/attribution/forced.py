@@ -33,8 +33,7 @@ class Forced:
         tokens = maps.token.values.tolist()
         ids = model.token_ids(maps.hypothesis)
         if model.tokens(ids) != tokens:  # a model can split its words in other ways than its tokenizer
-            with torch.inference_mode():
-                ids = model.generate(features[None], maps.setting)[0].clone()
+            ids = model.generate(features[None], maps.setting)[0].clone()  # inference tensors allow no gradients
         if model.tokens(ids) != tokens:
             raise ValueError(
                 f"{model.name} does not write the tokens of the maps of {maps.utterance}: give complete maps and the "

@@ -9,7 +9,6 @@ import xarray as xr
 from xattn.attribution.estimators import estimate
 from xattn.attribution.forced import Forced
 from xattn.attribution.occlusion import Masks, Partition, divergence_from, kl_divergence, occlude
-from xattn.maps import DIMENSIONS
 
 
 @torch.inference_mode()
@@ -62,9 +61,9 @@ def word_units(maps: xr.Dataset, times: Sequence[tuple[float, float]]) -> np.nda
 
 def runners_up(forced: Forced) -> torch.Tensor:
     """The most probable other token at each position, ids (I,): the natural foil of a contrast."""
-    with torch.inference_mode():
+    with torch.no_grad():  # gradients can use the ids, unlike those of an inference mode
         log_p = forced.model.decode(forced.encode(forced.features), forced.decoder_inputs)[0, forced.rows]
-        return log_p.scatter(1, forced.ids[:, None], -torch.inf).argmax(dim=1).clone()
+        return log_p.scatter(1, forced.ids[:, None], -torch.inf).argmax(dim=1)
 
 
 def foils_of(forced: Forced, text: str) -> tuple[int, torch.Tensor]:
@@ -115,7 +114,7 @@ def previous_tokens(forced: Forced, maps: xr.Dataset) -> xr.DataArray:
     labels = {"token": maps.token, "word": maps.word}
     return xr.DataArray(
         each.cpu().numpy(),
-        dims=DIMENSIONS["previous_saliency"],
+        dims=("token", "previous"),
         coords=labels,
         name="previous_saliency",
         attrs=attributes,

@@ -1,0 +1,347 @@
+"""Judge attributions by the same measures: faithfulness, localisation, stability, compactness, cost, sanity."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from reproduction.methods import BASELINES, METHODS, RANDOM, STORED, Explained, methods_of
+from xattn.analysis.correlation import correlate, normalised_saliency
+from xattn.analysis.faithfulness import areas, masked_inputs, percentages, ranking, sentence_map, size
+from xattn.analysis.forced_faithfulness import effects, infidelity, on_cells, probability_area
+from xattn.analysis.intervals import mean_interval
+from xattn.analysis.localisation import peak_distances, token_kinds, token_times
+from xattn.analysis.normalisation import min_max, standardise_over_tokens
+from xattn.analysis.sanity import layers_from_output, randomised
+from xattn.attribution.attention import cross_attention
+from xattn.attribution.forced import Forced
+from xattn.data.utterance import Utterance
+from xattn.files import hash_value, write_whole
+from xattn.maps import drop_special_tokens, on_steps, word_numbers
+from xattn.models import S2TModel
+from xattn.words import word_times
+
+VERSION = 1  # of the numbers: raise it with any change that moves them
+INAUDIBLE = -40.0  # dB: the level of the noise that should not change a map, relative to the speech
+STANDARDISED = ", standardised"  # what follows a method's name if its steps are standardised over tokens
+REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
+UTTERANCES, CHECKED = 16, 8  # that a notebook judges, and that `checks` explains again
+WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
+
+
+def steps_of(attribution: xr.DataArray, maps: xr.Dataset, name: str) -> xr.DataArray:
+    """An attribution on steps, (token, step) without </s>, and standardised over tokens if the name says so."""
+    steps = drop_special_tokens(on_steps(attribution, maps)).transpose("token", "step")
+    return steps.copy(data=standardise_over_tokens(steps.values)) if name.endswith(STANDARDISED) else steps
+
+
+def localisation(steps: xr.DataArray, maps: xr.Dataset, utterance: Utterance) -> dict[str, float]:
+    """How well an attribution finds the spoken words; empty if their times are unknown or it is a translation."""
+    if not utterance.words or "-" in maps.setting:
+        return {}
+    times = token_times(steps, utterance.words, maps.setting)
+    known = ~np.isnan(times[:, 0])
+    if not known.any():
+        return {}
+    distances = peak_distances(steps, times)[known]
+    weights = np.maximum(steps.values[known], 0)
+    inside = (steps.step.values >= times[known, :1]) & (steps.step.values < times[known, 1:])
+    totals = weights.sum(axis=1)
+    shares = np.divide((weights * inside).sum(axis=1), totals, out=np.zeros_like(totals), where=totals > 0)
+    return {"peak inside word": float(np.mean(distances == 0)), "mass inside word": float(shares.mean())}
+
+
+def boundaries(found: np.ndarray, times: np.ndarray, name: str) -> dict[str, float]:
+    """Errors of starts and ends (n, 2) in seconds: medians, and the shares of starts within some limits."""
+    errors = abs(found - times)
+    measures = {f"start of word, {name}": np.median(errors[:, 0]), f"end of word, {name}": np.median(errors[:, 1])}
+    measures |= {f"start within {1000 * limit:.0f} ms, {name}": np.mean(errors[:, 0] <= limit) for limit in WITHIN}
+    return {measure: float(value) for measure, value in measures.items()}
+
+
+def word_boundaries(attribution: xr.DataArray, maps: xr.Dataset, utterance: Utterance) -> dict[str, float]:
+    """Errors of word times from an attribution: with dynamic time warping, and from the peak of each word alone."""
+    if not utterance.words or "-" in maps.setting:
+        return {}
+    spoken = steps_of(attribution, maps, STANDARDISED)
+    numbers = word_numbers(spoken.token.values)
+    numbers[~np.isin(token_kinds(spoken.token.values), ("word start", "continuation"))] = -1  # `word_times` skips these
+    words, first = (each[1:] if numbers.min() < 0 else each for each in np.unique(numbers, return_index=True))
+    truth = token_times(spoken, utterance.words, maps.setting)[first]
+    known = ~np.isnan(truth[:, 0])
+    if not known.any():
+        return {}
+    warped = word_times(maps, on_steps(attribution, maps))[["start", "end"]].values
+    around = np.array([_around_peak(spoken.values[numbers == word].mean(axis=0), spoken) for word in words])
+    return boundaries(warped[known], truth[known], "warped") | boundaries(around[known], truth[known], "peak")
+
+
+def _around_peak(row: np.ndarray, steps: xr.DataArray) -> tuple[float, float]:
+    """Start and end in seconds of the steps around the highest one that are at least half as high."""
+    peak, low = int(row.argmax()), row < row.max() / 2
+    before, after = np.flatnonzero(low[:peak]), np.flatnonzero(low[peak:])
+    first = before[-1] + 1 if len(before) else 0
+    last = peak + after[0] - 1 if len(after) else len(row) - 1
+    return float(steps.step_start[first]), float(steps.step_end[last])
+
+
+def explained_with(each: Explained, forced: Forced) -> Explained:
+    """The same utterance with another model or input that is forced to write the same tokens."""
+    with torch.inference_mode():
+        states = forced.encode(forced.features)
+        weights = cross_attention(forced.model, states, forced.decoder_inputs)[:, :, forced.rows]
+    attention = each.attention.copy(data=weights[..., : each.attention.sizes["step"]])
+    features = each.maps.features.copy(data=forced.features.cpu().numpy())
+    return replace(each, forced=forced, maps=each.maps.assign(cross_attention=attention, features=features))
+
+
+def noisy(each: Explained) -> Explained:
+    """The same utterance with white noise that is INAUDIBLE."""
+    audio = each.utterance.audio()
+    rng = np.random.default_rng([1, *each.maps.utterance.encode()])
+    level = np.sqrt(np.mean(audio**2)) * 10 ** (INAUDIBLE / 20)
+    features = each.forced.model.features(audio + level * rng.standard_normal(len(audio)).astype(np.float32))
+    return explained_with(each, replace(each.forced, features=features))
+
+
+def similarity(first: xr.DataArray, second: xr.DataArray, maps: xr.Dataset) -> float:
+    """Pearson's correlation of two attributions of the same tokens, as they are compared with attention."""
+    pair = [normalised_saliency(each, maps).values.ravel() for each in (first, second)]
+    return float(np.corrcoef(*pair)[0, 1]) if all(map(np.ptp, pair)) else 0.0
+
+
+def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tuple[dict, list, dict]:
+    """Measure the methods on one utterance.
+
+    Args:
+        step: per cent of the cells between two points of deletion with decoding.
+        check: also explain the utterance with noise, other masks and a randomised model.
+
+    Returns:
+        The measures of each method, by name; the similarity of all pairs, a matrix; and the texts that the model writes
+        as cells are deleted in the order of each map, for all percentages but 0.
+    """
+    maps, forced, measures, texts = each.maps, each.forced, {}, {}
+    searching = _seconds(lambda: forced.model.generate(forced.features[None], maps.setting))[1]
+    (hidden, changes), passing = _seconds(lambda: effects(forced, maps))
+    timed = {name: _seconds(lambda name=name: METHODS[name](each)) for name in names}
+    found = {name: attribution for name, (attribution, _) in timed.items()}
+    blank = _written(forced, torch.zeros_like(forced.features)[None], maps.setting)
+    for name, (attribution, seconds) in timed.items():
+        if name in STORED:  # without the passes of the decoder, which are much faster
+            seconds = len(maps.input_scores) * passing / len(hidden) if name in ("SM^X", "SM^X, regression") else np.nan
+        measures[name] = {
+            "cost": seconds / searching,
+            "completeness error": attribution.attrs.get("completeness_error", np.nan),
+            "size": size(min_max(drop_special_tokens(attribution).values)[0])[1],
+            "infidelity": infidelity(attribution, maps, hidden, changes),
+            "probability, deletion": probability_area(forced, attribution, maps),
+            "probability, insertion": probability_area(forced, attribution, maps, insertion=True),
+            **word_boundaries(attribution, maps, each.utterance),
+        }
+        texts[name] = [*_texts_without(each, attribution, step), *blank]
+        for variant in (name, name + STANDARDISED):
+            judged = measures.setdefault(variant, {})
+            judged |= localisation(steps_of(attribution, maps, variant), maps, each.utterance)
+            references = {other: found[other] for other in REFERENCES if other in found}
+            judged |= {f"rho, {other}": _rho(attribution, one, maps, variant) for other, one in references.items()}
+    if check:
+        for name, own in checks(each, found).items():
+            measures[name] |= own
+    return measures, [[similarity(a, b, maps) for b in found.values()] for a in found.values()], texts
+
+
+def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[str, float]]:
+    """Similarity of each map to those with inaudible noise, with other masks and of a model with random weights.
+
+    Maps from stored scores have only the reliability of their masks, and baselines nothing to check.
+    """
+    maps, model = each.maps, each.forced.model
+    others = {
+        "stability: noise": noisy(each),
+        "similarity to a random model": explained_with(
+            each, replace(each.forced, model=randomised(model, layers_from_output(model)))
+        ),
+        "stability: masks": replace(each, seed=each.seed + 1),
+    }
+    measures = {}
+    for name, attribution in found.items():
+        if name in STORED:
+            place = "input" if name.startswith("SM^X") else "encoder"
+            measures[name] = {"stability: masks": maps.attrs[f"{place}_reliability"]}
+        elif name not in BASELINES:
+            chosen = {key: one for key, one in others.items() if key != "stability: masks" or name in RANDOM}
+            measures[name] = {key: similarity(attribution, METHODS[name](one), maps) for key, one in chosen.items()}
+    return measures
+
+
+def _rho(attribution: xr.DataArray, saliency: xr.DataArray, maps: xr.Dataset, variant: str) -> float:
+    """Correlation with a saliency; the paper's rho if the steps are standardised over tokens."""
+    if not variant.endswith(STANDARDISED):
+        return similarity(attribution, saliency, maps)
+    steps = steps_of(attribution, maps, variant).values.ravel()
+    return float(np.corrcoef(steps, normalised_saliency(saliency, maps).values.ravel())[0, 1]) if np.ptp(steps) else 0.0
+
+
+def _texts_without(each: Explained, attribution: xr.DataArray, step: int) -> list[str]:
+    """What the model writes as more and more cells are deleted, between 0 and 100 %."""
+    forced, order = each.forced, ranking(sentence_map(on_cells(attribution, each.maps)))
+    keep = masked_inputs(torch.ones_like(forced.features), order, step=step)[1:-1]
+    return _written(forced, keep, each.maps.setting)
+
+
+def _written(forced: Forced, keep: torch.Tensor, direction: str) -> list[str]:
+    """The texts that the model writes with the cells hidden where keep (B, time, mel) is 0."""
+    outputs = forced.model.generate(forced.model.mask_input(forced.features, keep), direction)
+    return [forced.model.text(ids) for ids in outputs]
+
+
+def _seconds(function: Callable) -> tuple:
+    """What a function returns, and the seconds that it takes."""
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started
+
+
+def best_on_others(stored: Sequence[xr.Dataset]) -> list[tuple[int, tuple[int, int]]]:
+    """For each utterance the layer and the pair of layer and head with the largest mean rho on every second one.
+
+    Utterances with even numbers get the choice of the odd ones and the reverse, so nobody is judged on a choice that
+    was made with it. rho is the one with SM^X.
+    """
+    rho = xr.concat([correlate(maps.cross_attention, maps.input_saliency) for maps in stored], "utterance")
+    chosen = []
+    for parity in (0, 1):
+        others = rho.isel(utterance=slice(1 - parity, None, 2) if len(stored) > 1 else slice(None)).mean("utterance")
+        head = others.by_layer_and_head.stack(pair=["layer", "head"]).idxmax().item()
+        chosen.append((int(others.by_layer.idxmax()), tuple(map(int, head))))
+    return [chosen[number % 2] for number in range(len(stored))]
+
+
+def compare_methods(
+    model: S2TModel,
+    stored: Iterable[xr.Dataset],
+    corpus: Iterable[Utterance],
+    folder: Path,
+    step: int,
+    checked: int = 8,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Judge all methods on the maps of one condition.
+
+    Args:
+        folder: for the numbers of each utterance, so that an interrupted call resumes.
+        step: per cent of the cells between two points of deletion with decoding.
+
+    Returns:
+        A long table: model, condition (a direction), method, measure, value (the mean over utterances, or an area
+        of the corpus), low, high (95 %), n; and the mean similarity of all pairs: model, condition, first, second,
+        value, n.
+    """
+    stored, utterances = list(stored), {each.id: each for each in corpus}
+    names, rows, matrices, curves = methods_of(model, stored[0]), [], [], []
+    for number, (maps, (layer, head)) in enumerate(zip(stored, best_on_others(stored), strict=True)):
+        each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
+        numbers = _stored_numbers(each, names, folder, step, number < CHECKED)
+        rows += [(method, name, value) for method, own in numbers["measures"].items() for name, value in own.items()]
+        matrices.append(numbers["similarity"])
+        curves += _curves(maps, numbers["texts"], step)
+        print(f"{maps.model} {maps.setting} {number + 1}/{len(stored)} {maps.utterance}", flush=True)
+    table = pd.DataFrame(rows, columns=["method", "measure", "value"]).dropna()
+    found = [
+        (*key, *mean_interval(part.value), len(part)) for key, part in table.groupby(["method", "measure"], sort=False)
+    ]
+    table = pd.DataFrame(found, columns=["method", "measure", "value", "low", "high", "n"])
+    if curves:
+        table = pd.concat([table, _areas(pd.concat(curves), stored[0].setting)], ignore_index=True)
+    condition = {"model": stored[0].model, "condition": stored[0].setting}
+    mean = np.mean(matrices, axis=0)
+    pairs = [(a, b, mean[i, j], len(stored)) for i, a in enumerate(names) for j, b in enumerate(names)]
+    similar = pd.DataFrame(pairs, columns=["first", "second", "value", "n"])
+    return tuple(each.assign(**condition)[[*condition, *each.columns]] for each in (table, similar))
+
+
+def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: int, check: bool) -> dict:
+    """The numbers of one utterance: read them, or compute and store them."""
+    maps = each.maps
+    key = hash_value([maps.attrs["key"], list(names), each.layer, each.head, step, check, VERSION], 16)
+    path = folder / maps.model / maps.setting / f"{maps.utterance}.json"
+    if path.is_file():
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        if numbers["key"] == key:
+            return numbers
+    measures, similar, texts = judge(each, names, step, check)
+    numbers = {"key": key, "measures": measures, "similarity": similar, "texts": texts}
+    write_whole(path, json.dumps(numbers).encode())
+    return numbers
+
+
+def _curves(maps: xr.Dataset, texts: dict[str, list[str]], step: int) -> list[pd.DataFrame]:
+    """Deleted inputs as `deletion_curves` returns them; none without a reference."""
+    if not maps.reference:
+        return []
+    columns = ["utterance", "map", "reliability", "percent", "reference", "hypothesis"]
+    rows = [
+        (maps.utterance, name, np.nan, int(percent), maps.reference, text)
+        for name, own in texts.items()
+        for percent, text in zip(percentages(step), [maps.hypothesis, *own], strict=True)
+    ]
+    return [pd.DataFrame(rows, columns=columns)]
+
+
+def _areas(curves: pd.DataFrame, direction: str) -> pd.DataFrame:
+    """Areas under the WER (or BLEU, for translations) of deletion."""
+    metric = "BLEU" if "-" in direction else "corpus-capped WER"
+    summary = areas(curves, metric, direction.rpartition("-")[2])[1]
+    summary = summary.rename(columns={"map": "method", "area": "value"}).assign(measure=f"deletion, {metric}")
+    return summary[["method", "measure", "value", "low", "high", "n"]]
+
+
+# Whether more is better (1) or less (-1); for rho it is neither, as another map is no truth.
+BETTER = {
+    "deletion, corpus-capped WER": 1,
+    "deletion, BLEU": -1,
+    "probability, deletion": -1,
+    "probability, insertion": 1,
+    "infidelity": -1,
+    "peak inside word": 1,
+    "mass inside word": 1,
+    "start of word, warped": -1,
+    "end of word, warped": -1,
+    "start of word, peak": -1,
+    "end of word, peak": -1,
+    "stability: noise": 1,
+    "stability: masks": 1,
+    "similarity to a random model": -1,
+    "size": -1,
+    "cost": -1,
+}
+SHOWN = (  # in the figure
+    *("probability, deletion", "infidelity", "peak inside word", "start of word, warped"),
+    *("stability: noise", "similarity to a random model", "rho, SM^X", "rho, SM^H"),
+)
+
+
+def winners(table: pd.DataFrame) -> pd.DataFrame:
+    """The best method by each measure and condition, and those whose interval reaches its value; no baselines."""
+    table = table[~table.method.str.removesuffix(STANDARDISED).isin(BASELINES)]
+    rows = []
+    for (model, condition, measure), part in table.groupby(["model", "condition", "measure"], sort=False):
+        if measure not in BETTER or len(part) < 2:
+            continue
+        part = part.assign(signed=part.value * BETTER[measure]).sort_values("signed", ascending=False)
+        best = part.iloc[0]
+        close = (part.low <= best.value) & (best.value <= part.high) & (part.method != best.method)
+        rows.append((model, condition, measure, best.method, best.value, ", ".join(part.method[close])))
+    return pd.DataFrame(rows, columns=["model", "condition", "measure", "best", "value", "not distinguishable"])
+
+
+def arranged_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each condition and method, with the measures side by side."""
+    columns = [name for name in (*BETTER, "rho, SM^X", "rho, SM^H") if name in set(table.measure)]
+    wide = table.pivot_table(index=["model", "condition", "method"], columns="measure", values="value", sort=False)
+    return wide[columns].round(3).reset_index()
