@@ -31,7 +31,7 @@ VERSION = 1  # of the numbers: raise it with any change that moves them
 INAUDIBLE = -40.0  # dB: the level of the noise that should not change a map, relative to the speech
 STANDARDISED = ", standardised"  # what follows a method's name if its steps are standardised over tokens
 REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
-UTTERANCES, CHECKED = 16, 8  # that a notebook judges, and that `checks` explains again
+CHECKED = 4  # utterances that `checks` explains again
 WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
 
 

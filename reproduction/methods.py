@@ -30,6 +30,7 @@ from xattn.models import S2TModel
 from xattn.words import word_times
 
 WINDOWS, WORDS = 300, 100  # masks of the occlusion of windows and of words
+POINTS = 8  # inputs that integrated and masked gradients average over
 REGRESSED = 4000  # masks of a regression, whose time grows with their third power
 
 
@@ -89,11 +90,11 @@ def _words(each: Explained) -> xr.DataArray:
 
 
 def _contrast(each: Explained) -> xr.DataArray:
-    return integrated_gradients(each.forced, each.maps, foils=runners_up(each.forced))
+    return integrated_gradients(each.forced, each.maps, foils=runners_up(each.forced), steps=POINTS)
 
 
-def _magnitude(method: Callable, place: str) -> Method:
-    return lambda each: abs(method(each.forced, each.seeded, place))
+def _magnitude(method: Callable, place: str, **options) -> Method:
+    return lambda each: abs(method(each.forced, each.seeded, place, **options))
 
 
 def _for_all_tokens(steps: np.ndarray, each: Explained) -> xr.DataArray:
@@ -140,13 +141,13 @@ METHODS: dict[str, Method] = {
     "attention rollout": lambda each: rollout(each.forced, each.maps),
     "gradient": _magnitude(gradient, "input"),
     "gradient x input": _magnitude(gradient_times_input, "input"),
-    "integrated gradients": _magnitude(integrated_gradients, "input"),
-    "masked gradients": _magnitude(masked_gradients, "input"),
+    "integrated gradients": _magnitude(integrated_gradients, "input", steps=POINTS),
+    "masked gradients": _magnitude(masked_gradients, "input", masks=POINTS),
     "integrated gradients, contrast": lambda each: abs(_contrast(each)),
     "gradient, encoder": _magnitude(gradient, "encoder"),
     "gradient x input, encoder": _magnitude(gradient_times_input, "encoder"),
-    "integrated gradients, encoder": _magnitude(integrated_gradients, "encoder"),
-    "masked gradients, encoder": _magnitude(masked_gradients, "encoder"),
+    "integrated gradients, encoder": _magnitude(integrated_gradients, "encoder", steps=POINTS),
+    "masked gradients, encoder": _magnitude(masked_gradients, "encoder", masks=POINTS),
     "SM^X": lambda each: each.maps.input_saliency,
     "SM^X, regression": _stored("input", "sqrt_ridge"),
     "windows": _windows,

@@ -39,8 +39,9 @@ PROFILE_KEYS = {
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
 # Optional keys with their defaults: models that are not run if their folders do not exist, the results of a longer run
 # of the same models, the partitions to compare with and their numbers of masks, notebooks to run beside the usual ones,
-# the conditions whose attributions 43_methods judges, and the frames per encoder step of released maps.
-PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}, "beyond": [], "judged": []}
+# the conditions that 43_methods judges and their numbers of utterances, and the frames per encoder step of released
+# maps.
+PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}, "beyond": [], "judged": {}}
 RELEASED_DEFAULTS = {"subsampling": 4, "reference": ""}
 
 
@@ -176,8 +177,12 @@ def load_profile(path: Path) -> dict:
                 f"{path}: directions: {model} must list directions such as en or en-it, each once, not {directions!r}."
             )
     conditions = [f"{model}/{each}" for model, own in profile["directions"].items() for each in own]
-    if not set(map(str, profile.get("judged", []))) <= set(conditions):
-        raise ValueError(f"{path}: judged must list some of {', '.join(conditions)}, not {profile['judged']!r}.")
+    for condition, number in profile.get("judged", {}).items():
+        if condition not in conditions or type(number) is not int or number < 1:
+            raise ValueError(
+                f"{path}: judged must give numbers of utterances for some of {', '.join(conditions)}, and not "
+                f"{condition}: {number!r}."
+            )
     return profile
 
 
