@@ -149,6 +149,14 @@ STEPS = (
         on_request=True,
     ),
     Step(
+        "44_sufficiency",
+        (*READ, "data", "models", "conditions", "split", "device"),
+        ("sufficiency.csv", "sufficiency.png"),
+        needs=MAPS,
+        folder="beyond",
+        on_request=True,
+    ),
+    Step(
         "90_findings",
         (*READ, "conditions", "reference"),
         ("findings.csv",),

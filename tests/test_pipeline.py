@@ -567,7 +567,7 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     assert set(needs.values()) == {("11_released",)}
     usual = tuple(step for step in STEPS if not step.on_request)
     assert steps_of(PROFILE | {"beyond": []}, root) == usual
-    assert steps_of(PROFILE | {"beyond": ["42_resolution", "43_methods"]}, root) == STEPS
+    assert steps_of(PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"]}, root) == STEPS
     shutil.copy(ROOT / "notebooks/paper/11_released.ipynb", root / "notebooks/paper")
     changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
     for each, frames in ((profile, 4), (changed, 8)):
@@ -699,7 +699,8 @@ def test_a_profile_chooses_partitions_utterances_of_each_model_and_further_noteb
     assert "stale    42_resolution (not run yet)\n" in capsys.readouterr().out
     path.write_text(yaml.safe_dump(given | {"profile": "own", "beyond": ["49_none"]}), encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"^The profile own: beyond names 49_none; choose among 42_resolution, 43_methods\.$"
+        ValueError,
+        match=r"^The profile own: beyond names 49_none; choose among 42_resolution, 43_methods, 44_sufficiency\.$",
     ):
         run(path, dry_run=True, figures=str(tmp_path))
 

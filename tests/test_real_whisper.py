@@ -19,7 +19,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 import xattn
 from recipes.speech import LIST, write_corpus
-from reproduction.pipeline import STEPS, run
+from reproduction.pipeline import run, steps_of
 from reproduction.profiles import load_profile
 from reproduction.tables import ROOT
 from xattn.analysis.quality import transcribe, wer
@@ -168,7 +168,7 @@ def test_its_profile_runs_on_real_speech(real, tmp_path):
     few = {"utterances": 2, "input_masks": 6, "encoder_masks": 6, "compared": {"superpixels": 6}}
     path = tmp_path / "whisper.yaml"
     path.write_text(json.dumps(profile | few | {"deletion_step": 50}))
-    steps = tuple(step for step in STEPS if step.notebook != "00_overview")
+    steps = tuple(step for step in steps_of(profile, root) if step.notebook != "00_overview")
     run(path, root=root, steps=steps, at_once=2)
     figures = root / "figures" / "whisper"
     table = pd.read_csv(figures / "tab5.csv").query("layer == 'mean' and saliency != 'difference'")

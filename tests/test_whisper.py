@@ -24,7 +24,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from reproduction.pipeline import run
+from reproduction.pipeline import STEPS, run
 from reproduction.tables import ROOT
 from xattn.analysis.localisation import KINDS, token_kinds, token_times
 from xattn.analysis.quality import quality_table, transcribe
@@ -420,6 +420,10 @@ def test_its_profile_runs(made, folder, tmp_path):
         profile["models"][model] = f"models/{model}"
         readable(shutil.copytree(folder, root / "models" / model))
     few = {"input_masks": 20, "encoder_masks": 20, "precision": "float32", "compared": {"superpixels": 20}}
+    few |= {
+        "beyond": [step.notebook for step in STEPS if step.on_request],
+        "judged": {f"{[*profile['models']][0]}/en": 2},
+    }
     path = tmp_path / "whisper.yaml"
     path.write_text(yaml.safe_dump(profile | few), encoding="utf-8")
     run(path, root=root, at_once=2)
@@ -439,4 +443,8 @@ def test_its_profile_runs(made, folder, tmp_path):
     assert (scored.n == len(SENTENCES["en"])).all()
     assert set(quality.query("direction == 'it-en'").metric) == {"size"}  # there are no references
     assert set(pd.read_csv(figures / "partitions.csv").partition) == {"windows", "superpixels"}
+    methods = pd.read_csv(figures / "methods.csv")
+    assert {"attention: alignment heads", "SM^X"} <= set(methods.method) and (methods.condition == "en").all()
+    sufficiency = pd.read_csv(figures / "sufficiency.csv")
+    assert set(sufficiency.part) == {"single cue", "held-out model", "detection"}
     assert set(pd.read_csv(figures / "findings.csv")["where"]) >= {"/".join(each) for each in conditions}

@@ -8,6 +8,7 @@ xattn.correlate(maps.cross_attention, maps.input_saliency)
 from importlib.metadata import version
 
 from xattn.analysis.correlation import correlate
+from xattn.analysis.cues import attention_suffices
 from xattn.attribution.settings import Occlusion
 from xattn.data.corpus import load_corpus
 from xattn.data.europarl import utterances_from_europarl
@@ -26,6 +27,7 @@ __all__ = [
     "Decoding",
     "Occlusion",
     "Utterance",
+    "attention_suffices",
     "correlate",
     "cut_at_pauses",
     "explain",

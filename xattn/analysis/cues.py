@@ -48,3 +48,41 @@ def cues(maps: xr.Dataset, forced: Forced | None = None) -> dict[str, float]:
             log_p = forced.model.decode(forced.encode(forced.features), forced.decoder_inputs)
             found["confidence"] = float(forced.values(log_p)[0, :-1].mean())
     return found
+
+
+IN_ORDER = 0.7  # share of tokens in order, below which a transcript is hardly that of the recording
+
+
+def attention_suffices(maps: xr.Dataset, reliability: float = 0.9) -> str:
+    """Say whether attention is enough for this utterance, what it is unlikely to show, and what a check would cost.
+
+    The rule is what the notebook 44_sufficiency measured: attention that does not move forward with a transcript
+    belongs to a text that is not in the recording. No cue predicts, for a new model, how far attention agrees with
+    saliency, so nothing is said about that.
+
+    Args:
+        maps: from `xattn.explain`.
+        reliability: of the saliency map whose cost is stated, below 1.
+    """
+    order = cues(maps)["order"]
+    if "-" in maps.setting:
+        first = (
+            "Attention shows roughly where a translated word comes from; it agrees less with saliency than for a "
+            "transcript."
+        )
+    elif order < IN_ORDER:
+        first = (
+            f"Attention is not enough: only {order:.0%} of the tokens attend no earlier than the one before, so parts "
+            "of the text may not be in the recording."
+        )
+    else:
+        first = "Attention is enough to tell when each word was spoken (xattn.word_times)."
+    second = "It does not show frequency bands, details within a word, or what earlier words contribute."
+    found, masks = float(maps.attrs.get("input_reliability", np.nan)), maps.sizes.get("input_mask", 0)
+    if not (masks and 0 < found < 1):
+        return f"{first} {second}"
+    factor = reliability / (1 - reliability) * (1 - found) / found  # Spearman and Brown
+    return (
+        f"{first} {second} Saliency with a reliability of {reliability:g} needs about {masks * factor:,.0f} masks of "
+        f"this kind, {max(1, round(maps.seconds * factor / 60))} min on the machine that made these maps."
+    )

@@ -118,7 +118,7 @@ class WhisperModel(PretrainedModel):
 
     def padded(self, features: Tensor) -> Tensor:
         """Extend features (T, F) with silence to the model's complete input (3000, F)."""
-        level = max(float(features.max()) - RANGE, SILENCE)
+        level = max(float(features.detach().max()) - RANGE, SILENCE)
         whole = features.new_full((self.extractor.nb_max_frames, features.shape[1]), level)
         whole[: len(features)] = features
         return whole
