@@ -206,7 +206,11 @@ class Job:
 
 
 def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
-    """The steps of a profile: all but those it does not request, or those that released maps allow."""
+    """The steps of a profile: all but those it does not request, or those that released maps allow.
+
+    28_estimators compares numbers of masks, which must be the same for all utterances, so it is left out if masking
+    stops early.
+    """
     if "released" not in profile:
         known = [step.notebook for step in STEPS if step.on_request]
         unknown = [str(name) for name in profile["beyond"] if name not in known]
@@ -214,7 +218,9 @@ def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
             raise ValueError(
                 f"The profile {profile['profile']}: beyond names {', '.join(unknown)}; choose among {', '.join(known)}."
             )
-        return tuple(step for step in STEPS if not step.on_request or step.notebook in profile["beyond"])
+        left_out = {"28_estimators"} if profile["reliability"] < 1 else set()
+        left_out |= {step.notebook for step in STEPS if step.on_request} - set(profile["beyond"])
+        return tuple(step for step in STEPS if step.notebook not in left_out)
     folders = [root / profile["models"][model] / each for model, own in profile["directions"].items() for each in own]
     complete = all((folder / FILES["encoder_saliency"]).is_file() for folder in folders)
     return tuple(step for step in RELEASED_STEPS if complete or step.notebook != "25_context_mixing")

@@ -567,7 +567,11 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     assert set(needs.values()) == {("11_released",)}
     usual = tuple(step for step in STEPS if not step.on_request)
     assert steps_of(PROFILE | {"beyond": []}, root) == usual
-    assert steps_of(PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"]}, root) == STEPS
+    everything = PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"]}
+    assert steps_of(everything, root) == STEPS
+    assert {*STEPS} - {*steps_of(everything | {"reliability": 0.8}, root)} == {
+        step for step in STEPS if step.notebook == "28_estimators"
+    }
     shutil.copy(ROOT / "notebooks/paper/11_released.ipynb", root / "notebooks/paper")
     changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
     for each, frames in ((profile, 4), (changed, 8)):
