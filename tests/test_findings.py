@@ -24,6 +24,8 @@ ENGLISH = "English recognition above other directions"
         ((0.4, 0.5), (0.45, 0.64), "undecided"),
         ((0.7, 0.8), (0.45, 0.64), "does not hold"),
         ((np.nan, np.nan), (0.0, np.inf), "undecided"),
+        ((0.0, 0.0), (0.0, np.inf), "undecided"),
+        ((-1e-12, 1e-12), (0.0, np.inf), "undecided"),
     ],
 )
 def test_a_verdict_compares_the_interval_with_the_expected_range(interval, expected, judgement):
