@@ -174,7 +174,9 @@ def recordings(model: S2TModel, corpus: Sequence[Utterance], direction: str) -> 
     texts = [_written(model, audio, direction) for audio in audios]
     speech = [cues_of_recording(model, audio, direction, text) for audio, text in zip(audios, texts, strict=True)]
     others = [("another text", audio, text) for audio, text in zip(audios, [*texts[1:], texts[0]], strict=True)]
+    longest = max(map(len, audios))  # what the model surely takes
     unspoken = [("loop", looped(audio)) for audio in audios] + [*not_speech(len(audios))]
+    unspoken = [(kind, audio[:longest]) for kind, audio in unspoken]
     others += [(kind, audio, _written(model, audio, direction)) for kind, audio in unspoken]
     rows = [
         {"kind": kind, "written": text} | ((text and cues_of_recording(model, audio, direction, text)) or {})

@@ -8,7 +8,7 @@ from xattn.attribution.attention import cross_attention
 
 
 def fake(weights):
-    return SimpleNamespace(name="fake", cross_attention=lambda states, ids: weights)
+    return SimpleNamespace(name="fake", attentions=lambda states, ids: SimpleNamespace(cross=tuple(weights[:, None])))
 
 
 def test_attention_is_returned_as_float32():

@@ -48,8 +48,7 @@ class Seq2SeqModel:
     padding_safe = True
 
     def __init__(self, network: PreTrainedModel, source: str, weights_hash: str):
-        self.network = network.requires_grad_(False)  # gradients are those of inputs and attention
-        self.source, self.weights_hash = source, weights_hash
+        self.network, self.source, self.weights_hash = network, source, weights_hash
         self.name, self.config = Path(abspath(source)).name, network.config  # a symbolic link keeps its own name
 
     @property

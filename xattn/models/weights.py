@@ -106,7 +106,7 @@ def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     unused = sorted(report["unexpected_keys"])
     if unused:  # released checkpoints can contain leftovers of older architectures
         print(f"{folder}: not used, because config.json describes no such weights: {_first(unused, ', ')}")
-    return network.eval()
+    return network.eval().requires_grad_(False)  # gradients are those of inputs and attention
 
 
 def _check_generation(file: Path) -> None:

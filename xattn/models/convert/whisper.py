@@ -70,7 +70,7 @@ def build(
     weights_hash = hash_weights(network.state_dict() | {"heads": heads}, files)
     seconds = round(STAMP_SECONDS * config.max_source_positions)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=seconds)
-    return WhisperModel(network.to(device).eval(), extractor, tokenizer, str(path), weights_hash)
+    return WhisperModel(network.to(device).eval().requires_grad_(False), extractor, tokenizer, str(path), weights_hash)
 
 
 def load_tokenizer(path: Path, size: int, positions: int) -> tuple[WhisperTokenizer, list[Path]]:
