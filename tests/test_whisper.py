@@ -444,7 +444,7 @@ def test_its_profile_runs(made, folder, tmp_path):
     assert set(quality.query("direction == 'it-en'").metric) == {"size"}  # there are no references
     assert set(pd.read_csv(figures / "partitions.csv").partition) == {"windows", "superpixels"}
     methods = pd.read_csv(figures / "methods.csv")
-    assert {"attention: alignment heads", "SM^X"} <= set(methods.method) and (methods.condition == "en").all()
+    assert {"attention: large norm", "SM^X"} <= set(methods.method) and (methods.condition == "en").all()
     sufficiency = pd.read_csv(figures / "sufficiency.csv")
     assert set(sufficiency.part) == {"single cue", "held-out model", "detection"}
     assert set(pd.read_csv(figures / "findings.csv")["where"]) >= {"/".join(each) for each in conditions}
