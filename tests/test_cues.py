@@ -69,6 +69,6 @@ def test_the_verdict_names_what_attention_can_and_cannot_show_and_the_cost(made)
     cost = "reliability of 0.9 needs about 540 masks of this kind, 18 min on the machine"
     assert xattn.attention_suffices(forwards).startswith("Attention is enough to tell when each word was spoken")
     assert cost in xattn.attention_suffices(forwards)
-    assert "only 0% of the tokens attend no earlier" in xattn.attention_suffices(backwards)
+    assert "only 0% of the tokens attend at or after the previous token" in xattn.attention_suffices(backwards)
     assert "a translated word" in xattn.attention_suffices(backwards.assign_attrs(setting="en-it"))
     assert "masks" not in xattn.attention_suffices(forwards.assign_attrs(input_reliability=np.nan))

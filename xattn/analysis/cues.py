@@ -72,12 +72,12 @@ def attention_suffices(maps: xr.Dataset, reliability: float = 0.9) -> str:
         )
     elif order < IN_ORDER:
         first = (
-            f"Attention is not enough: only {order:.0%} of the tokens attend no earlier than the one before, so parts "
+            f"Attention is not enough: only {order:.0%} of the tokens attend at or after the previous token, so parts "
             "of the text may not be in the recording."
         )
     else:
         first = "Attention is enough to tell when each word was spoken (xattn.word_times)."
-    second = "It does not show frequency bands, details within a word, or what earlier words contribute."
+    second = "Attention does not show frequency bands, details within a word, or what earlier words contribute."
     found, masks = float(maps.attrs.get("input_reliability", np.nan)), maps.sizes.get("input_mask", 0)
     if not (masks and 0 < found < 1):
         return f"{first} {second}"
