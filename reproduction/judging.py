@@ -224,12 +224,7 @@ def best_on_others(stored: Sequence[xr.Dataset]) -> list[tuple[int, tuple[int, i
 
 
 def compare_methods(
-    model: S2TModel,
-    stored: Iterable[xr.Dataset],
-    corpus: Iterable[Utterance],
-    folder: Path,
-    step: int,
-    checked: int = 8,
+    model: S2TModel, stored: Iterable[xr.Dataset], corpus: Iterable[Utterance], folder: Path, step: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judge all methods on the maps of one condition.
 

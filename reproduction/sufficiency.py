@@ -11,7 +11,7 @@ from scipy import stats
 from reproduction.judging import word_boundaries
 from xattn.analysis.correlation import correlate
 from xattn.analysis.cues import cues
-from xattn.analysis.intervals import jackknife_interval
+from xattn.analysis.intervals import jackknife_interval, mean_interval
 from xattn.attribution.attention import cross_attention
 from xattn.attribution.forced import Forced
 from xattn.audio import SAMPLE_RATE
@@ -26,8 +26,6 @@ CUES = (
 TARGETS = ("rho, SM^X", "rho, SM^H", "start of word")
 SHRINKAGE = 0.1  # of the ridge regression, relative to the number of utterances
 LEAST_ERROR = 0.005  # seconds, below which errors of word times are equal
-RECORDINGS = 20  # of speech, and of each kind without it
-FEWEST = 3  # recordings of a kind, for an area under its curve
 RECORDINGS = 20  # of speech, and of each kind without it
 FEWEST = 3  # recordings of a kind, for an area under its curve
 
@@ -67,14 +65,8 @@ def single_cues(table: pd.DataFrame) -> pd.DataFrame:
                 if len(part) > 3 and part[cue].nunique() > 1
             ]
             if values:
-                rows.append((target, cue, *mean_of(values), len(values)))
+                rows.append((target, cue, *mean_interval(values), len(values)))
     return pd.DataFrame(rows, columns=["target", "cue", "value", "low", "high", "n"])
-
-
-def mean_of(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean with its jackknife interval over the values."""
-    values = np.asarray(values)
-    return tuple(map(float, jackknife_interval(lambda rows: values[rows].mean(), len(values))))
 
 
 def held_out(table: pd.DataFrame) -> pd.DataFrame:
