@@ -97,6 +97,13 @@ def word_numbers(tokens: Sequence[str]) -> np.ndarray:
     return np.cumsum(begins) - begins[:1].sum()
 
 
+def selected_word_numbers(attribution: xr.DataArray | xr.Dataset) -> np.ndarray:
+    """`word_numbers` of an array or dataset, of which a selection can leave parts of different words side by side."""
+    words, numbers = attribution.word.values, word_numbers(attribution.token.values)
+    numbers[1:] += np.cumsum((numbers[1:] == numbers[:-1]) & (words[1:] != words[:-1]))
+    return numbers
+
+
 def words_of(tokens: Sequence[str]) -> np.ndarray:
     """The word that each token belongs to, str (I,)."""
     numbers = word_numbers(tokens)
@@ -165,10 +172,8 @@ def padding_share(maps: xr.Dataset) -> float:
 
 def on_words(attribution: xr.DataArray) -> xr.DataArray:
     """Average an attribution (..., token, ...) over the tokens of each word: (..., word, ...)."""
-    words, numbers = attribution.word.values, word_numbers(attribution.token.values)
-    # A selection of tokens can leave parts of different words side by side.
-    numbers[1:] += np.cumsum((numbers[1:] == numbers[:-1]) & (words[1:] != words[:-1]))
-    words = words[np.unique(numbers, return_index=True)[1]]
+    numbers = selected_word_numbers(attribution)
+    words = attribution.word.values[np.unique(numbers, return_index=True)[1]]
     numbers = xr.DataArray(numbers, dims="token", name="number")
     averaged = attribution.drop_vars(["token", "word"]).groupby(numbers).mean()
     return averaged.rename(number="word").assign_coords(word=words).transpose(*_renamed(attribution.dims))

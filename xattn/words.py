@@ -14,7 +14,7 @@ from praatio.data_classes.textgrid import Textgrid
 from xattn.analysis.localisation import KINDS, PUNCTUATION, token_kinds
 from xattn.analysis.normalisation import standardise_over_tokens
 from xattn.files import replacing, write_whole
-from xattn.maps import on_steps, word_numbers
+from xattn.maps import on_steps, selected_word_numbers
 
 COLUMNS = ("word", "start", "end", "confidence", "saliency_delay")
 FORMATS = (".csv", ".srt", ".vtt", ".TextGrid")
@@ -144,9 +144,7 @@ def _by_step(maps: xr.Dataset, attribution: xr.DataArray | None) -> xr.DataArray
 
 def _words(maps: xr.Dataset) -> list[np.ndarray]:
     """The tokens of each word, int (n,)."""
-    words, numbers = maps.word.values, word_numbers(maps.token.values)
-    # A selection of tokens can leave parts of different words side by side.
-    numbers[1:] += np.cumsum((numbers[1:] == numbers[:-1]) & (words[1:] != words[:-1]))
+    numbers = selected_word_numbers(maps)
     return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
 
 

@@ -56,7 +56,7 @@ def hash_weights(tensors: dict[str, Tensor], files: Iterable[Path]) -> str:
 
 
 def load_network(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
-    """Load a folder's safetensors files into a network in float32 and evaluation mode.
+    """Load a folder's safetensors files into a network in float32 and evaluation mode, its weights frozen.
 
     FileNotFoundError: there are none. ValueError: they are damaged, incomplete or do not fit config.json.
     """
