@@ -14,7 +14,7 @@ import xarray as xr
 from reproduction.methods import BASELINES, METHODS, RANDOM, STORED, Explained, methods_of
 from xattn.analysis.correlation import correlate, normalised_saliency
 from xattn.analysis.faithfulness import areas, masked_inputs, percentages, ranking, sentence_map, size
-from xattn.analysis.forced_faithfulness import effects, infidelity, on_cells, probability_area
+from xattn.analysis.forced_faithfulness import MASKS, effects, infidelity, on_cells, probability_area
 from xattn.analysis.intervals import mean_interval
 from xattn.analysis.localisation import peak_distances, token_kinds, token_times
 from xattn.analysis.normalisation import min_max, standardise_over_tokens
@@ -27,11 +27,11 @@ from xattn.maps import drop_special_tokens, on_steps, word_numbers
 from xattn.models import S2TModel
 from xattn.words import word_times
 
-VERSION = 1  # of the numbers: raise it with any change that moves them
+VERSION = 2  # of the numbers: raise it with any change that moves them
 INAUDIBLE = -40.0  # dB: the level of the noise that should not change a map, relative to the speech
 STANDARDISED = ", standardised"  # what follows a method's name if its steps are standardised over tokens
 REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
-CHECKED = 4  # utterances that `checks` explains again
+CHECKED = 4  # utterances that are explained again, for `checks` and `costs`
 WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
 
 
@@ -121,23 +121,18 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
 
     Args:
         step: per cent of the cells between two points of deletion with decoding.
-        check: also explain the utterance with noise, other masks and a randomised model.
+        check: also explain the utterance with noise, other masks and a randomised model, and measure the cost.
 
     Returns:
         The measures of each method, by name; the similarity of all pairs, a matrix; and the texts that the model writes
         as cells are deleted in the order of each map, for all percentages but 0.
     """
     maps, forced, measures, texts = each.maps, each.forced, {}, {}
-    searching = _seconds(lambda: forced.model.generate(forced.features[None], maps.setting))[1]
-    (hidden, changes), passing = _seconds(lambda: effects(forced, maps))
-    timed = {name: _seconds(lambda name=name: METHODS[name](each)) for name in names}
-    found = {name: attribution for name, (attribution, _) in timed.items()}
+    hidden, changes = effects(forced, maps)
+    found = {name: METHODS[name](each) for name in names}
     blank = _written(forced, torch.zeros_like(forced.features)[None], maps.setting)
-    for name, (attribution, seconds) in timed.items():
-        if name in STORED:  # without the passes of the decoder, which are much faster
-            seconds = len(maps.input_scores) * passing / len(hidden) if name in ("SM^X", "SM^X, regression") else np.nan
+    for name, attribution in found.items():
         measures[name] = {
-            "cost": seconds / searching,
             "completeness error": attribution.attrs.get("completeness_error", np.nan),
             "size": size(min_max(drop_special_tokens(attribution).values)[0])[1],
             "infidelity": infidelity(attribution, maps, hidden, changes),
@@ -152,8 +147,9 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
             references = {other: found[other] for other in REFERENCES if other in found}
             judged |= {f"rho, {other}": _rho(attribution, one, maps, variant) for other, one in references.items()}
     if check:
-        for name, own in checks(each, found).items():
-            measures[name] |= own
+        for own in (checks(each, found), costs(each, names)):
+            for name, values in own.items():
+                measures[name] |= values
     return measures, [[similarity(a, b, maps) for b in found.values()] for a in found.values()], texts
 
 
@@ -181,6 +177,24 @@ def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[st
     return measures
 
 
+def costs(each: Explained, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Seconds that each method takes, in units of one decoding by beam search.
+
+    Maps from stored scores are not computed again: SM^X costs its passes, and SM^H is left out, as passes of the
+    decoder alone are much cheaper.
+    """
+    maps, forced = each.maps, each.forced
+    searching = _seconds(lambda: forced.model.generate(forced.features[None], maps.setting))
+    passing = _seconds(lambda: effects(forced, maps)) / MASKS
+    measures = {}
+    for name in names:
+        if name not in STORED:
+            measures[name] = {"cost": _seconds(lambda name=name: METHODS[name](each)) / searching}
+        elif name.startswith("SM^X"):
+            measures[name] = {"cost": len(maps.input_scores) * passing / searching}
+    return measures
+
+
 def _rho(attribution: xr.DataArray, saliency: xr.DataArray, maps: xr.Dataset, variant: str) -> float:
     """Correlation with a saliency; the paper's rho if the steps are standardised over tokens."""
     if not variant.endswith(STANDARDISED):
@@ -202,10 +216,10 @@ def _written(forced: Forced, keep: torch.Tensor, direction: str) -> list[str]:
     return [forced.model.text(ids) for ids in outputs]
 
 
-def _seconds(function: Callable) -> tuple:
-    """What a function returns, and the seconds that it takes."""
+def _seconds(function: Callable) -> float:
     started = time.perf_counter()
-    return function(), time.perf_counter() - started
+    function()
+    return time.perf_counter() - started
 
 
 def best_on_others(stored: Sequence[xr.Dataset]) -> list[tuple[int, tuple[int, int]]]:
