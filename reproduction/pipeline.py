@@ -208,6 +208,8 @@ class Job:
 def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
     """The steps of a profile: all but those it does not request, or those that released maps allow.
 
+    A profile without the paper's notebooks makes maps and runs what it requests.
+
     28_estimators compares numbers of masks, which must be the same for all utterances, so it is left out if masking
     stops early.
     """
@@ -219,7 +221,8 @@ def steps_of(profile: dict, root: Path) -> tuple[Step, ...]:
                 f"The profile {profile['profile']}: beyond names {', '.join(unknown)}; choose among {', '.join(known)}."
             )
         left_out = {"28_estimators"} if profile["reliability"] < 1 else set()
-        left_out |= {step.notebook for step in STEPS if step.on_request} - set(profile["beyond"])
+        left_out |= {step.notebook for step in STEPS if step.on_request or not profile["paper"]}
+        left_out -= {"10_maps", *profile["beyond"]}
         return tuple(step for step in STEPS if step.notebook not in left_out)
     folders = [root / profile["models"][model] / each for model, own in profile["directions"].items() for each in own]
     complete = all((folder / FILES["encoder_saliency"]).is_file() for folder in folders)

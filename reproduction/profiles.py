@@ -39,9 +39,9 @@ PROFILE_KEYS = {
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
 # Optional keys with their defaults: models that are not run if their folders do not exist, the results of a longer run
 # of the same models, the partitions to compare with and their numbers of masks, notebooks to run beside the usual ones,
-# the conditions that 43_methods judges and their numbers of utterances, and the frames per encoder step of released
-# maps.
-PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}, "beyond": [], "judged": {}}
+# the conditions that 43_methods judges and their numbers of utterances, whether the paper's notebooks run, and the
+# frames per encoder step of released maps.
+PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}, "beyond": [], "judged": {}, "paper": True}
 RELEASED_DEFAULTS = {"subsampling": 4, "reference": ""}
 
 

@@ -425,9 +425,14 @@ def test_other_audio_of_the_same_length_raises(folder):
 @pytest.mark.parametrize(
     ("row", "start", "end", "message"),
     [
-        (4, "0.4", "0.8", r"the word 'sleeps' from 0\.4 to 0\.8 s is out of order after 0\.5 s: list"),
-        (4, "0.7", "0.6", r"the word 'sleeps' from 0\.7 to 0\.6 s is out of order after 0\.5 s: list"),
-        (2, "-0.1", "0.1", r"the word 'the' from -0\.1 to 0\.1 s is out of order after 0 s: list"),
+        (4, "0.1", "0.8", r"the word 'sleeps' from 0\.1 to 0\.8 s is out of order after one that starts at 0\.2"),
+        (
+            4,
+            "0.7",
+            "0.6",
+            r"the word 'sleeps' from 0\.7 to 0\.6 s is out of order after one that starts at 0\.2 s: list",
+        ),
+        (2, "-0.1", "0.1", r"the word 'the' from -0\.1 to 0\.1 s is out of order after one that starts at 0 s: list"),
         (4, "0.5", "0.9", r"the word 'sleeps' ends at 0\.9 s, beyond the audio's 0\.800 s: correct"),
     ],
 )

@@ -566,12 +566,14 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     assert needs.pop("11_released") == () and needs.pop("90_findings") == ("11_released", "21_reduction")
     assert set(needs.values()) == {("11_released",)}
     usual = tuple(step for step in STEPS if not step.on_request)
-    assert steps_of(PROFILE | {"beyond": []}, root) == usual
-    everything = PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"]}
+    assert steps_of(PROFILE | {"beyond": [], "paper": True}, root) == usual
+    everything = PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"], "paper": True}
     assert steps_of(everything, root) == STEPS
     assert {*STEPS} - {*steps_of(everything | {"reliability": 0.8}, root)} == {
         step for step in STEPS if step.notebook == "28_estimators"
     }
+    without_paper = everything | {"beyond": ["43_methods"], "paper": False}
+    assert [step.notebook for step in steps_of(without_paper, root)] == ["10_maps", "43_methods"]
     shutil.copy(ROOT / "notebooks/paper/11_released.ipynb", root / "notebooks/paper")
     changed = load_profile(write_profile(root, RELEASED | {"subsampling": 8}))
     for each, frames in ((profile, 4), (changed, 8)):

@@ -18,7 +18,7 @@ from test_checkpoints import write_openai
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 import xattn
-from recipes.speech import LIST, write_corpus
+from recipes.speech import LISTS, write_corpus
 from reproduction.pipeline import run, steps_of
 from reproduction.profiles import load_profile
 from reproduction.tables import ROOT
@@ -159,12 +159,12 @@ def test_its_profile_runs_on_real_speech(real, tmp_path):
     for folder in real.folders.values():
         (root / "data" / "whisper" / folder.name).symlink_to(folder)
     speech = real.en.parent
-    with LIST.open(encoding="utf-8", newline="") as file:
+    with LISTS["speech"].open(encoding="utf-8", newline="") as file:
         listed = [row["id"] for row in csv.DictReader(file)]
     english = sorted(load_corpus(speech / "librispeech" / "LibriSpeech"), key=lambda each: each.duration)
     italian = [replace(each, transcript="lo staff") for each in utterances_from_folder(real.it.parent, "it")]
     assert {each.id for each in (*english[:2], *italian)} & set(listed)
-    write_corpus([*english[:2], *italian[:2]], root / "data" / "speech")
+    write_corpus([*english[:2], *italian[:2]], root / "data" / "speech", "speech.csv")
     few = {"utterances": 2, "input_masks": 6, "encoder_masks": 6, "compared": {"superpixels": 6}}
     path = tmp_path / "whisper.yaml"
     path.write_text(json.dumps(profile | few | {"deletion_step": 50}))

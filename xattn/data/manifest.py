@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from sys import intern
@@ -26,8 +26,9 @@ def utterances_from_manifest(
 
     `manifest.csv` needs the columns id, audio (path relative to the folder), language and transcript. It can have
     split, duration (s), translation, target_language, voice, snr (dB) and sha256; other columns are ignored.
-    `words.csv` is optional and holds id, word, start and end (s), the words of an utterance in spoken order. If a
-    manifest names no target language and has exactly two languages, each is assumed to be translated into the other.
+    `words.csv` is optional and holds id, word, start and end (s), the words of an utterance in spoken order;
+    neighbours may overlap. If a manifest names no target language and has exactly two languages, each is assumed to be
+    translated into the other.
 
     Args:
         folder: the folder.
@@ -102,6 +103,15 @@ def write_manifest(folder: Path, rows: list[dict[str, str | float]]) -> None:
     write_whole(folder / "manifest.csv", table.getvalue().encode())
 
 
+def write_words(folder: Path, words: Mapping[str, Sequence[Word]]) -> None:
+    """Write words.csv, with the words of each utterance by its id."""
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(WORD_COLUMNS)
+    writer.writerows((id, word.word, word.start, word.end) for id, own in words.items() for word in own)
+    write_whole(folder / "words.csv", table.getvalue().encode())
+
+
 def _utterance(folder: Path, manifest: Path, number: int, row: dict[str, str]) -> Utterance:
     audio_path = folder / row["audio"]
     if not audio_path.is_file():
@@ -149,11 +159,11 @@ def _read_words(table: Path, utterances: list[Utterance]) -> dict[str, list[Word
             continue
         own = words.setdefault(row["id"], [])
         word = Word(row["word"], *(number_in(table, number, row, column) for column in WORD_COLUMNS[2:]))
-        previous, duration = own[-1].end if own else 0.0, durations[row["id"]]
+        previous, duration = own[-1].start if own else 0.0, durations[row["id"]]
         if not previous <= word.start <= word.end:
             raise ValueError(
                 f"{where_in(table, number, row)}: the word {word.word!r} from {word.start:g} to {word.end:g} s is out "
-                f"of order after {previous:g} s: list the words as they are spoken, each ending before the next starts."
+                f"of order after one that starts at {previous:g} s: list the words in the order of their starts."
             )
         if word.end > duration + DURATION_TOLERANCE:
             raise ValueError(
