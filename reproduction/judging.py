@@ -13,10 +13,10 @@ import xarray as xr
 
 from reproduction.methods import BASELINES, METHODS, RANDOM, STORED, Explained, methods_of
 from xattn.analysis.correlation import correlate, normalised_saliency
-from xattn.analysis.faithfulness import areas, masked_inputs, percentages, ranking, sentence_map, size
+from xattn.analysis.faithfulness import COLUMNS, areas, curve_rows, sentence_map, size, texts_without
 from xattn.analysis.forced_faithfulness import MASKS, effects, infidelity, on_cells, probability_area
 from xattn.analysis.intervals import mean_interval
-from xattn.analysis.localisation import peak_distances, token_kinds, token_times
+from xattn.analysis.localisation import mass_inside, peak_distances, token_kinds, token_times
 from xattn.analysis.normalisation import min_max, standardise_over_tokens
 from xattn.analysis.sanity import layers_from_output, randomised
 from xattn.attribution.attention import cross_attention
@@ -49,12 +49,10 @@ def localisation(steps: xr.DataArray, maps: xr.Dataset, utterance: Utterance) ->
     known = ~np.isnan(times[:, 0])
     if not known.any():
         return {}
-    distances = peak_distances(steps, times)[known]
-    weights = np.maximum(steps.values[known], 0)
-    inside = (steps.step.values >= times[known, :1]) & (steps.step.values < times[known, 1:])
-    totals = weights.sum(axis=1)
-    shares = np.divide((weights * inside).sum(axis=1), totals, out=np.zeros_like(totals), where=totals > 0)
-    return {"peak inside word": float(np.mean(distances == 0)), "mass inside word": float(shares.mean())}
+    return {
+        "peak inside word": float(np.mean(peak_distances(steps, times)[known] == 0)),
+        "mass inside word": float(mass_inside(steps, times)[known].mean()),
+    }
 
 
 def boundaries(found: np.ndarray, times: np.ndarray, name: str) -> dict[str, float]:
@@ -110,10 +108,14 @@ def noisy(each: Explained) -> Explained:
     return explained_with(each, replace(each.forced, features=features))
 
 
-def similarity(first: xr.DataArray, second: xr.DataArray, maps: xr.Dataset) -> float:
-    """Pearson's correlation of two attributions of the same tokens, as they are compared with attention."""
-    pair = [normalised_saliency(each, maps).values.ravel() for each in (first, second)]
-    return float(np.corrcoef(*pair)[0, 1]) if all(map(np.ptp, pair)) else 0.0
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's correlation of two attributions of the same tokens, 0 if one is constant."""
+    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else 0.0
+
+
+def compared(attribution: xr.DataArray, maps: xr.Dataset) -> np.ndarray:
+    """All values of an attribution, as it is compared with attention: (cells,)."""
+    return normalised_saliency(attribution, maps).values.ravel()
 
 
 def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tuple[dict, list, dict]:
@@ -130,7 +132,8 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
     maps, forced, measures, texts = each.maps, each.forced, {}, {}
     hidden, changes = effects(forced, maps)
     found = {name: METHODS[name](each) for name in names}
-    blank = _written(forced, torch.zeros_like(forced.features)[None], maps.setting)
+    flat = {name: compared(attribution, maps) for name, attribution in found.items()}
+    blank = texts_without(forced.model, maps, None)
     for name, attribution in found.items():
         measures[name] = {
             "completeness error": attribution.attrs.get("completeness_error", np.nan),
@@ -140,17 +143,19 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
             "probability, insertion": probability_area(forced, attribution, maps, insertion=True),
             **word_boundaries(attribution, maps, each.utterance),
         }
-        texts[name] = [*_texts_without(each, attribution, step), *blank]
+        sentence = sentence_map(on_cells(attribution, maps))
+        texts[name] = [*texts_without(forced.model, maps, sentence, step=step), *blank]
         for variant in (name, name + STANDARDISED):
-            judged = measures.setdefault(variant, {})
-            judged |= localisation(steps_of(attribution, maps, variant), maps, each.utterance)
-            references = {other: found[other] for other in REFERENCES if other in found}
-            judged |= {f"rho, {other}": _rho(attribution, one, maps, variant) for other, one in references.items()}
+            steps, judged = steps_of(attribution, maps, variant), measures.setdefault(variant, {})
+            judged |= localisation(steps, maps, each.utterance)
+            # Standardised over tokens, this is the paper's rho.
+            values = steps.values.ravel() if variant.endswith(STANDARDISED) else flat[name]
+            judged |= {f"rho, {other}": similarity(values, flat[other]) for other in REFERENCES if other in flat}
     if check:
         for own in (checks(each, found), costs(each, names)):
             for name, values in own.items():
                 measures[name] |= values
-    return measures, [[similarity(a, b, maps) for b in found.values()] for a in found.values()], texts
+    return measures, [[similarity(a, b) for b in flat.values()] for a in flat.values()], texts
 
 
 def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[str, float]]:
@@ -173,7 +178,10 @@ def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[st
             measures[name] = {"stability: masks": maps.attrs[f"{place}_reliability"]}
         elif name not in BASELINES:
             chosen = {key: one for key, one in others.items() if key != "stability: masks" or name in RANDOM}
-            measures[name] = {key: similarity(attribution, METHODS[name](one), maps) for key, one in chosen.items()}
+            values = compared(attribution, maps)
+            measures[name] = {
+                key: similarity(values, compared(METHODS[name](one), maps)) for key, one in chosen.items()
+            }
     return measures
 
 
@@ -193,27 +201,6 @@ def costs(each: Explained, names: Sequence[str]) -> dict[str, dict[str, float]]:
         elif name.startswith("SM^X"):
             measures[name] = {"cost": len(maps.input_scores) * passing / searching}
     return measures
-
-
-def _rho(attribution: xr.DataArray, saliency: xr.DataArray, maps: xr.Dataset, variant: str) -> float:
-    """Correlation with a saliency; the paper's rho if the steps are standardised over tokens."""
-    if not variant.endswith(STANDARDISED):
-        return similarity(attribution, saliency, maps)
-    steps = steps_of(attribution, maps, variant).values.ravel()
-    return float(np.corrcoef(steps, normalised_saliency(saliency, maps).values.ravel())[0, 1]) if np.ptp(steps) else 0.0
-
-
-def _texts_without(each: Explained, attribution: xr.DataArray, step: int) -> list[str]:
-    """What the model writes as more and more cells are deleted, between 0 and 100 %."""
-    forced, order = each.forced, ranking(sentence_map(on_cells(attribution, each.maps)))
-    keep = masked_inputs(torch.ones_like(forced.features), order, step=step)[1:-1]
-    return _written(forced, keep, each.maps.setting)
-
-
-def _written(forced: Forced, keep: torch.Tensor, direction: str) -> list[str]:
-    """The texts that the model writes with the cells hidden where keep (B, time, mel) is 0."""
-    outputs = forced.model.generate(forced.model.mask_input(forced.features, keep), direction)
-    return [forced.model.text(ids) for ids in outputs]
 
 
 def _seconds(function: Callable) -> float:
@@ -258,7 +245,9 @@ def compare_methods(
         numbers = _stored_numbers(each, names, folder, step, number < CHECKED)
         rows += [(method, name, value) for method, own in numbers["measures"].items() for name, value in own.items()]
         matrices.append(numbers["similarity"])
-        curves += _curves(maps, numbers["texts"], step)
+        if maps.reference:
+            for name, texts in numbers["texts"].items():
+                curves += curve_rows(maps, name, np.nan, [maps.hypothesis, *texts], step)
         print(f"{maps.model} {maps.setting} {number + 1}/{len(stored)} {maps.utterance}", flush=True)
     table = pd.DataFrame(rows, columns=["method", "measure", "value"]).dropna()
     found = [
@@ -266,7 +255,8 @@ def compare_methods(
     ]
     table = pd.DataFrame(found, columns=["method", "measure", "value", "low", "high", "n"])
     if curves:
-        table = pd.concat([table, _areas(pd.concat(curves), stored[0].setting)], ignore_index=True)
+        areas_of_curves = _areas(pd.DataFrame(curves, columns=COLUMNS), stored[0].setting)
+        table = pd.concat([table, areas_of_curves], ignore_index=True)
     condition = {"model": stored[0].model, "condition": stored[0].setting}
     mean = np.mean(matrices, axis=0)
     pairs = [(a, b, mean[i, j], len(stored)) for i, a in enumerate(names) for j, b in enumerate(names)]
@@ -287,19 +277,6 @@ def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: i
     numbers = {"key": key, "measures": measures, "similarity": similar, "texts": texts}
     write_whole(path, json.dumps(numbers).encode())
     return numbers
-
-
-def _curves(maps: xr.Dataset, texts: dict[str, list[str]], step: int) -> list[pd.DataFrame]:
-    """Deleted inputs as `deletion_curves` returns them; none without a reference."""
-    if not maps.reference:
-        return []
-    columns = ["utterance", "map", "reliability", "percent", "reference", "hypothesis"]
-    rows = [
-        (maps.utterance, name, np.nan, int(percent), maps.reference, text)
-        for name, own in texts.items()
-        for percent, text in zip(percentages(step), [maps.hypothesis, *own], strict=True)
-    ]
-    return [pd.DataFrame(rows, columns=columns)]
 
 
 def _areas(curves: pd.DataFrame, direction: str) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from xattn.models import S2TModel
 STEP = 5  # per cent of the cells between two points of a curve (paper, section 4)
 THRESHOLDS = np.linspace(0, 1, 21)
 BLANK = "blank"  # the texts of an input without any cell, which all maps share
+COLUMNS = ["utterance", "map", "reliability", "percent", "reference", "hypothesis"]
 VERSION = 2  # of the deleted inputs: raise it with any change that moves them, so that stored texts are decoded again
 
 
@@ -164,24 +165,33 @@ def deletion_curves(
             path = folder / maps.model / maps.setting / file
             texts[kind] = load_texts(path, key)
             if texts[kind] is None:
-                texts[kind] = _decoded(model, maps, kind, insertion, step)
+                sentence = None if kind == BLANK else sentence_maps(maps, [kind])[kind]
+                texts[kind] = texts_without(model, maps, sentence, insertion, step)
                 save_texts(texts[kind], path, key)
         ends = [maps.hypothesis], texts.pop(BLANK)  # with all cells, and with none
         for kind in kinds:
-            reliability = sentence_reliability(maps, kind)
             first, last = reversed(ends) if insertion else ends
-            pairs = zip(percentages(step), [*first, *texts[kind], *last], strict=True)
-            rows += [(maps.utterance, kind, reliability, int(each), maps.reference, text) for each, text in pairs]
-    return pd.DataFrame(rows, columns=["utterance", "map", "reliability", "percent", "reference", "hypothesis"])
+            rows += curve_rows(maps, kind, sentence_reliability(maps, kind), [*first, *texts[kind], *last], step)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _decoded(model: S2TModel, maps: xr.Dataset, kind: str, insertion: bool, step: int) -> list[str]:
-    """The outputs between 0 and 100 % for a kind of map, or the one without any cell for BLANK."""
+def curve_rows(maps: xr.Dataset, kind: str, reliability: float, texts: Sequence[str], step: int) -> list[tuple]:
+    """Rows of `deletion_curves` for one utterance and map, from the texts at all percentages."""
+    pairs = zip(percentages(step), texts, strict=True)
+    return [(maps.utterance, kind, reliability, int(each), maps.reference, text) for each, text in pairs]
+
+
+def texts_without(
+    model: S2TModel, maps: xr.Dataset, sentence: np.ndarray | None, insertion: bool = False, step: int = STEP
+) -> list[str]:
+    """What the model writes for the inputs between 0 and 100 % of one curve.
+
+    sentence: the map (time, mel) that orders the cells; None gives the single text of an input without any cell.
+    """
     features = torch.from_numpy(maps.features.values).to(model.device)
-    if kind == BLANK:
+    if sentence is None:
         keep = torch.zeros(1, *features.shape)
     else:
-        (sentence,) = sentence_maps(maps, [kind]).values()
         keep = masked_inputs(torch.ones(features.shape), ranking(sentence), insertion, step)[1:-1]
     outputs = model.generate(model.mask_input(features, keep.to(model.device)), maps.setting)
     return [model.text(ids) for ids in outputs]

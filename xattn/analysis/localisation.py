@@ -68,6 +68,18 @@ def peak_distances(attribution: xr.DataArray, times: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(times[:, 0]), np.nan, np.maximum(0, np.maximum(times[:, 0] - end, start - times[:, 1])))
 
 
+def mass_inside(attribution: xr.DataArray, times: np.ndarray) -> np.ndarray:
+    """The share of each token's positive values on steps whose middle is in the word that it transcribes: float64 (I,).
+
+    NaN for tokens without times; arguments as for `peak_distances`.
+    """
+    weights = np.maximum(attribution.transpose("token", "step").values, 0)
+    inside = (attribution.step.values >= times[:, :1]) & (attribution.step.values < times[:, 1:])
+    totals = weights.sum(axis=1)
+    shares = np.divide((weights * inside).sum(axis=1), totals, out=np.zeros_like(totals), where=totals > 0)
+    return np.where(np.isnan(times[:, 0]), np.nan, shares)
+
+
 def regions(attribution: xr.DataArray | xr.Dataset, words: Sequence[Word], times: np.ndarray) -> np.ndarray:
     """The region, one of REGIONS, of each cell (token, step); "" for tokens without times: str (I, S)."""
     middle = attribution.step.values
