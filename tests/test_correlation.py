@@ -185,6 +185,7 @@ def test_undefined_correlations_raise(made):
         (one.cross_attention, one.encoder_saliency, "fewer than two tokens besides </s>: rho needs two or more"),
         (maps.cross_attention, flat, "The saliency is the same everywhere: explain the utterance again with more"),
         (maps.cross_attention[:, :, ::-1], flat, "The two arrays explain different tokens: select the same tokens in"),
+        (maps.input_saliency, maps.cross_attention, "^The first array has no axis step: give attention first"),
         (maps.cross_attention.isel(token=0), flat, "an array has no axis token: select several tokens"),
         (constant, maps.encoder_saliency, "The attention of layer 2, head 3 never changes, so it correlates with"),
         (even.sel(layer=1, head=1), maps.encoder_saliency, "The attention of all heads together never changes"),

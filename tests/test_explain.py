@@ -592,10 +592,11 @@ def test_language_transcript_progress_and_reliability_are_printed(model, utteran
     )
     assert lines[4] == f"Reliability: SM^X {values['input']:.2f} (12 masks), SM^H {values['encoder']:.2f} (10 masks)"
     assert max(values.values()) < 0.3  # of so few masks
+    times = [10 if value <= 0 else min(100, math.ceil(1.5 * (1 - value) / value)) for value in values.values()]
     assert lines[5:] == [
-        "A map with a reliability below 0.3 can be mostly noise: try occlusion=Occlusion(input_masks=48, "
-        "encoder_masks=40, precision='float32', estimator='mean', partition='superpixels', reliability=1.0, "
-        "batch_size=5)."
+        "A map with a reliability below 0.3 can be mostly noise: try "
+        f"occlusion=Occlusion(input_masks={12 * times[0]}, encoder_masks={10 * times[1]}, precision='float32', "
+        "estimator='mean', partition='superpixels', reliability=1.0, batch_size=5)."
     ]
     lines = printed(capsys, model, utterance, translate_to="it")  # the language is known
     assert lines[0].startswith("Translation: ") and "Language" not in "".join(lines)
@@ -624,15 +625,17 @@ def test_the_line_of_progress_shows_the_longest_time(model, utterance, clock, ca
     [
         ((0.3, 0.9), {}, ""),
         ((0.29, 0.9), {}, "input_masks=48"),
-        ((0.9, np.nan), {}, "encoder_masks=40"),
-        ((np.nan, -0.5), {}, "input_masks=48, encoder_masks=40"),
+        ((0.9, np.nan), {}, "encoder_masks=100"),
+        ((np.nan, -0.5), {}, "input_masks=120, encoder_masks=100"),
+        ((0.001, 0.9), {}, "input_masks=1200"),
         ((0.9, 0.9), {"seconds": 4}, ""),
-        ((0.2, 0.9), {"seconds": 4}, "seconds=16"),  # of both kinds, the limit allows a batch
-        ((0.2, 0.1), {"seconds": 2.5}, "seconds=10"),
-        ((0.9, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "encoder_masks=20"),
-        ((0.2, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "seconds=10, encoder_masks=20"),
+        ((0.2, 0.9), {"seconds": 4}, "seconds=24"),  # of both kinds, the limit allows a batch
+        ((0.2, 0.1), {"seconds": 2.5}, "seconds=35.0"),
+        ((0.1, 0.2), {"seconds": 2.5}, "seconds=35.0"),
+        ((0.9, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "encoder_masks=70"),
+        ((0.2, 0.1), {"seconds": 2.5, "encoder_masks": 5}, "seconds=15.0, encoder_masks=70"),
         ((0.2, 0.2), {"input_masks": 100, "encoder_masks": 100, "reliability": 0.1}, "reliability=0.8"),
-        ((0.2, 0.2), {"input_masks": 100, "encoder_masks": 9, "reliability": 0.1}, "reliability=0.8, encoder_masks=36"),
+        ((0.2, 0.2), {"input_masks": 100, "encoder_masks": 9, "reliability": 0.1}, "reliability=0.8, encoder_masks=54"),
     ],
 )
 def test_low_reliability_is_reported_with_what_would_raise_it(
@@ -654,6 +657,28 @@ def test_low_reliability_is_reported_with_what_would_raise_it(
         (advice,) = re.findall(r"try occlusion=(Occlusion\(.*\))\.$", found[0])
         assert eval(advice) == replace(given, **eval(f"dict({more})"))
         assert ("unknown or below 0.3" in found[0]) == bool(np.isnan(values).any())
+
+
+def test_a_time_limit_that_was_too_short_is_reported(model, utterance, monkeypatch, clock, capsys):
+    monkeypatch.setitem(explain.__globals__, "_reliability", lambda halves, tokens: 0.5)
+    lines = printed(capsys, model, utterance, replace(SMALL, seconds=4, reliability=0.6))
+    assert lines[-1] == (
+        "The time limit of 4 s ended before SM^X and SM^H reached a reliability of 0.6: "
+        "occlusion=Occlusion(seconds=8) allows more masks."
+    )
+    for enough in ({"reliability": 0.4}, {"reliability": 1.0}, {"reliability": 0.6, "seconds": None}):
+        lines = printed(capsys, model, utterance, replace(SMALL, **({"seconds": 4} | enough)))
+        assert not any("time limit" in line for line in lines)
+
+
+def test_occlusion_of_another_type_raises(model, utterance):
+    with pytest.raises(TypeError, match=r"^occlusion is 'superpixels': give an xattn\.Occlusion, such as "):
+        explain(model, utterance, occlusion="superpixels")
+
+
+def test_the_only_language_of_a_model_is_printed_without_advice(model, utterance, monkeypatch, capsys):
+    monkeypatch.setattr(model, "languages", ("en",), raising=False)
+    assert printed(capsys, model, utterance.audio_path)[0] == "Language: en (the only one of tiny)"
 
 
 def test_what_maps_of_windows_do_not_show_is_printed(model, utterance, capsys):

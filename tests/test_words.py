@@ -307,6 +307,14 @@ def test_words_are_written_for_praat(tmp_path):
     assert (tmp_path / "words.TextGrid").read_text(encoding="utf-8").startswith('File type = "ooTextFile"')
 
 
+def test_intervals_for_praat_end_with_the_recording(made, tmp_path):
+    maps = made.maps(tokens=("▁a", "▁b", "</s>"), frames=40)
+    save_words(word_times(maps), tmp_path / "words.TextGrid")
+    last = textgrid.openTextgrid(str(tmp_path / "words.TextGrid"), includeEmptyIntervals=True).maxTimestamp
+    assert last == pytest.approx(float(maps.step_end[-1]), abs=0.006)
+    assert last >= word_times(maps).end.max()
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_files_without_words(tmp_path, name):
     save_words(WORDS[:0], tmp_path / f"words{name}")
@@ -328,6 +336,12 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path, name, monkeypatch):
     assert path.read_text(encoding="utf-8") == "old" and [*tmp_path.iterdir()] == [path]
     save_words(WORDS, path)
     assert "sleeps" in path.read_text(encoding="utf-8") and [*tmp_path.iterdir()] == [path]
+
+
+def test_what_is_not_a_table_of_words_is_refused(made, tmp_path):
+    for other in (made.maps(tokens=("▁a", "▁b", "</s>"), frames=40), WORDS[["word"]]):
+        with pytest.raises(ValueError, match=r"^There is no table of words to save: give what xattn\.word_times"):
+            save_words(other, tmp_path / "words.srt")
 
 
 def test_other_extensions(tmp_path):

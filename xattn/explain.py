@@ -1,6 +1,7 @@
 """From a model and a recording to its maps: CA, SM^X and SM^H of the model's hypothesis."""
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -81,12 +82,12 @@ def explain(
         the recording only, and padding_attention (layer, head, token) is the attention that falls on the padding.
         The times of a part of a recording are those of the whole. Attributes hold the hypothesis, the reliability of
         both maps (`input_reliability`, `encoder_reliability`), the divergence if everything is hidden
-        (`hidden_divergence`, nats per token) and provenance.
+        (`hidden_divergence`, nats per token) and provenance. To keep the dataset, write it with its `to_netcdf`.
 
     Raises:
         ValueError: a parameter is out of range, the model does not support the language, it wrote nothing, the text is
             empty or too long for it, or the recording is too long for it or for the free memory.
-        OSError, TypeError: see `xattn.audio.load_audio`.
+        OSError, TypeError: see `xattn.audio.load_audio`; occlusion is of another type.
     """
     say = partial(print, flush=True) if progress else _nothing
     if channel is not None and isinstance(audio, Utterance):
@@ -98,6 +99,8 @@ def explain(
     features = model.features(samples)
     language = _spoken_language(model, features, language or utterance.language, translate_to, say)
     utterance = replace(utterance, language=language, samples=samples)
+    if not isinstance(occlusion, Occlusion | None):
+        raise TypeError(f"occlusion is {occlusion!r}: give an xattn.Occlusion, such as Occlusion(partition='windows').")
     asked = occlusion or Occlusion(**FIRST_LOOK)
     occlusion = asked.on(model)
     origin = determinants(model, samples.tobytes(), utterance.id, occlusion)
@@ -147,10 +150,20 @@ def _report(maps: xr.Dataset, occlusion: Occlusion, say: Callable) -> None:
     noisy = [place for place, value in found.items() if not value >= LOW]  # NaN is not reliable either
     if noisy:
         more = {name: getattr(occlusion, name) for name in _changed(occlusion)}
-        more |= dict(_allowance(place, maps.sizes[f"{place}_mask"], found[place], occlusion) for place in noisy)
+        for place in noisy:
+            name, value = _allowance(place, maps.sizes[f"{place}_mask"], found[place], occlusion)
+            more[name] = max(value, more[name]) if name == "seconds" else value
         options = ", ".join(f"{name}={value!r}" for name, value in more.items())
         state = "below" if all(found[place] < LOW for place in noisy) else "unknown or below"
         say(f"A map with a reliability {state} {LOW} can be mostly noise: try occlusion=Occlusion({options}).")
+    elif occlusion.seconds and occlusion.reliability < 1:
+        short = {name: found[place] for place, name in PLACES.items() if found[place] < occlusion.reliability}
+        if short:
+            seconds = _times(min(short.values()), occlusion.reliability) * occlusion.seconds
+            say(
+                f"The time limit of {occlusion.seconds:g} s ended before {' and '.join(short)} reached a reliability "
+                f"of {occlusion.reliability:g}: occlusion=Occlusion(seconds={seconds:g}) allows more masks."
+            )
     if occlusion.partition == "windows":
         say(
             f"SM^X comes from windows of {min(WINDOWS)} s and longer: it is coarse in time and silent about frequency. "
@@ -168,11 +181,22 @@ def _allowance(place: str, masks: int, reliability: float, occlusion: Occlusion)
     if getattr(occlusion, f"{place}_p") in (0, 1):  # all perturbations are the same
         return f"{place}_p", getattr(Occlusion, f"{place}_p")
     most = getattr(occlusion, f"{place}_masks")
+    times = _times(reliability, FIRST_LOOK["reliability"])
     if masks == most:
-        return f"{place}_masks", 4 * most
+        return f"{place}_masks", times * most
     if reliability >= occlusion.reliability:
         return "reliability", Occlusion.reliability
-    return "seconds", 4 * occlusion.seconds
+    return "seconds", times * occlusion.seconds
+
+
+def _times(reliability: float, target: float) -> int:
+    """How many times as many masks reach the target, by the Spearman-Brown formula.
+
+    10 if the present reliability is no guide; at most 100, as low reliabilities are uncertain.
+    """
+    if not reliability > 0:
+        return 10
+    return min(100, math.ceil(target * (1 - reliability) / (reliability * (1 - target))))
 
 
 def _nothing(*_) -> None:
@@ -200,11 +224,15 @@ def _spoken_language(
         language = model.detect_language(features)
         say(f"Language: {language} (detected)")
     if not language:
-        others = [each for each in model.languages if each != translate_to]
-        language = next(iter(others or model.languages), translate_to)
+        spoken = [each for each in model.languages if each != translate_to] or model.languages
+        language = next(iter(spoken), translate_to)
         if not language:
             raise ValueError(f"{model.name} does not say which language it writes: give language, such as 'en'.")
-        say(f"Language: {language} (the default of {model.name}; set language= to change it)")
+        only = len(model.languages) == 1
+        say(
+            f"Language: {language} (the {'only one' if only else 'default'} of {model.name}"
+            f"{'' if only else '; set language= to change it'})"
+        )
     # A translation model need not write the language that it understands; `prompt` checks directions.
     if translate_to in (None, language) and model.languages and language not in model.languages:
         raise ValueError(f"{model.name} does not support {language!r}: choose one of {', '.join(model.languages)}.")

@@ -52,6 +52,7 @@ def word_times(maps: xr.Dataset, attribution: xr.DataArray | None = None) -> pd.
         saliency_delay: seconds by which the peak of SM^X (input_saliency) for this word comes after the peak of the
             attribution. Both are standardised over tokens. Saliency from windows of time is coarse, so that small
             delays mean nothing. NaN if the maps hold no input_saliency.
+        Its `attrs` hold end, where the maps end in seconds.
 
     Raises:
         ValueError: the maps hold no attention and no attribution is given, or it has other tokens than the maps.
@@ -86,7 +87,9 @@ def word_times(maps: xr.Dataset, attribution: xr.DataArray | None = None) -> pd.
                 np.nan if salient is None else salient(spoken) - peaks(spoken),
             )
         )
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:], float))
+    words = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[1:], float))
+    words.attrs["end"] = float(edges[-1, 1])
+    return words
 
 
 def align(scores: np.ndarray) -> np.ndarray:
@@ -115,9 +118,11 @@ def save_words(words: pd.DataFrame, path: str | Path) -> None:
 
     Times are rounded to milliseconds. The file is written whole or not at all.
 
-    ValueError: the extension is not one of these. OSError: the file could not be written.
+    ValueError: the extension is not one of these, or the table has no words. OSError: the file could not be written.
     """
     path = Path(path)
+    if not (isinstance(words, pd.DataFrame) and {*COLUMNS[:3]} <= {*words.columns}):
+        raise ValueError("There is no table of words to save: give what xattn.word_times returns.")
     kind = path.suffix.lower()
     if kind not in [each.lower() for each in FORMATS]:
         raise ValueError(f"Words cannot be written to {path}: choose a name that ends in {', '.join(FORMATS)}.")
@@ -187,6 +192,6 @@ def _subtitles(words: pd.DataFrame, kind: str) -> str:
 
 def _textgrid(words: pd.DataFrame) -> Textgrid:
     entries = [(round(row.start, 3), round(row.end, 3), row.word) for row in words.itertuples()]
-    grid = Textgrid()
-    grid.addTier(IntervalTier("words", entries, minT=0, maxT=max((end for _, end, _ in entries), default=0.001)))
+    grid, last = Textgrid(), round(words.attrs.get("end", 0.001), 3)
+    grid.addTier(IntervalTier("words", entries, minT=0, maxT=max([last, *(end for _, end, _ in entries)])))
     return grid
