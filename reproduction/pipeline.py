@@ -15,6 +15,7 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reproduction.figures import shrink
 from reproduction.findings import COMPARED, comparison
 from reproduction.kernels import (
     AGAIN,
@@ -317,6 +318,8 @@ def execute(job: Job, root: Path) -> float:
         if job.note and file.suffix == ".md":
             caption, gap, table = file.read_text(encoding="utf-8").partition("\n\n")
             write_whole(file, f"{caption} {job.note}{gap}{table}".encode(), AGAIN)
+        elif file.suffix == ".png":
+            shrink(file)
     notebook = json.loads(running.read_text(encoding="utf-8"))
     notebook["metadata"]["xattn"] = {"inputs": job.inputs, "seconds": seconds}
     write_whole(job.copy, (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode(), AGAIN)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import drawn
+from PIL import Image
 
 from reproduction import method
 from reproduction.figures import (
@@ -22,6 +23,7 @@ from reproduction.figures import (
     layer_lines,
     randomisation,
     shown,
+    shrink,
 )
 from reproduction.tables import MEAN
 from xattn.figures import save
@@ -302,3 +304,22 @@ def test_tokens_are_drawn_as_they_are(made, tmp_path):
     maps["input_scores"][:, 0] += maps.input_scores.max()  # the first token has the highest scores
     assert f"▁{SHOWN}" in drawn(method.one_mask(maps), tmp_path)
     assert any(text.startswith(f"SM of the token ▁{SHOWN} (") for text in drawn(method.more_masks(maps), tmp_path))
+
+
+def test_pictures_are_reduced_to_256_colours(tmp_path):
+    figure, axes = plt.subplots()
+    axes.imshow(np.random.default_rng(0).random((40, 60)), cmap="magma")
+    axes.set_title("A title")
+    save(figure, tmp_path / "picture")
+    path = tmp_path / "picture.png"
+    with Image.open(path) as image:
+        before, dpi, size = np.asarray(image.convert("RGB"), int), image.info["dpi"], path.stat().st_size
+    shrink(path)
+    with Image.open(path) as image:
+        assert image.mode == "P" and image.info["dpi"] == dpi
+        after = np.asarray(image.convert("RGB"), int)
+    assert np.abs(after - before).max() < 12
+    assert path.stat().st_size < 0.6 * size
+    once = path.read_bytes()
+    shrink(path)
+    assert path.read_bytes() == once
