@@ -21,6 +21,7 @@ from xattn.analysis.normalisation import min_max, standardise_over_tokens
 from xattn.analysis.sanity import layers_from_output, randomised
 from xattn.attribution.attention import cross_attention
 from xattn.attribution.forced import Forced
+from xattn.attribution.variants import previous_tokens
 from xattn.data.utterance import Utterance
 from xattn.files import hash_value, write_whole
 from xattn.maps import drop_special_tokens, on_steps, word_numbers
@@ -31,6 +32,7 @@ VERSION = 2  # of the numbers: raise it with any change that moves them
 INAUDIBLE = -40.0  # dB: the level of the noise that should not change a map, relative to the speech
 STANDARDISED = ", standardised"  # what follows a method's name if its steps are standardised over tokens
 REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
+PREVIOUS = "previous tokens"  # no map of the input: nats without the audio, and without the text before a token
 CHECKED = 4  # utterances that are explained again, for `checks` and `costs`
 WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
 
@@ -244,6 +246,8 @@ def compare_methods(
         each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
         numbers = _stored_numbers(each, names, folder, step, number < CHECKED)
         rows += [(method, name, value) for method, own in numbers["measures"].items() for name, value in own.items()]
+        without = previous_tokens(each.forced, maps).attrs
+        rows += [(PREVIOUS, f"without {what}", value) for what, value in without.items()]
         matrices.append(numbers["similarity"])
         if maps.reference:
             for name, texts in numbers["texts"].items():
@@ -329,5 +333,6 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
 def arranged_methods(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each condition and method, with the measures side by side."""
     columns = [name for name in (*BETTER, "rho, SM^X", "rho, SM^H") if name in set(table.measure)]
+    table = table[table.measure.isin(columns)]
     wide = table.pivot_table(index=["model", "condition", "method"], columns="measure", values="value", sort=False)
     return wide[columns].round(3).reset_index()

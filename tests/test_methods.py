@@ -28,7 +28,7 @@ from xattn.analysis.faithfulness import areas, deletion_curves
 from xattn.attribution.forced import Forced
 from xattn.attribution.gradients import gradient, gradient_times_input, integrated_gradients, masked_gradients
 from xattn.attribution.segments import partition
-from xattn.attribution.variants import occlude_input
+from xattn.attribution.variants import occlude_input, previous_tokens
 from xattn.data.utterance import Word
 
 
@@ -79,6 +79,10 @@ def test_the_table_holds_the_papers_rho_and_is_not_computed_twice(model, stored,
     assert table.value.notna().all() and not table.duplicated(["method", "measure"]).any()
     # The model's words are not those that were spoken, so their times are unknown.
     assert set(BETTER) - set(table.measure) == {"deletion, BLEU"} | {name for name in BETTER if "word" in name}
+    pairs = [previous_tokens(Forced.of(model, maps), maps).attrs for maps in stored]
+    without = table[table.method.eq(judging.PREVIOUS)].set_index("measure").value
+    for what in ("audio", "text"):
+        assert without[f"without {what}"] == pytest.approx(np.mean([pair[what] for pair in pairs]))
     names = methods_of(model, stored[0])
     matrix = similar.pivot(index="first", columns="second", values="value").loc[names, names].values
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
