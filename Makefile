@@ -88,10 +88,10 @@ bench: $(READY)  ## measure speed and memory as ratios, and write them to benchm
 faults: $(READY)  ## kill a run of PROFILE at 50 random moments, and compare it with an undisturbed run
 	@"$$PY" -m benchmarks.faults 50 --profile $(PROFILE)
 
-# Kernels start in this folder, as in `make reproduce`, so that relative paths in the notebooks mean the same.
 lab: $(READY)  ## open the notebooks in JupyterLab
 	@mkdir -p figures/lab
-	@"$$PY" -m jupyterlab --ServerApp.root_dir=notebooks --MappingKernelManager.root_dir="$$PWD" $(JUPYTER)
+	@"$$PY" -m jupyterlab --ServerApp.root_dir="$$PWD" --LabApp.default_url=/lab/tree/notebooks/paper/00_overview.ipynb \
+	  --ServerApp.kernel_manager_class=reproduction.lab.KernelsInRoot --LabApp.app_settings_dir=notebooks/settings $(JUPYTER)
 
 data: $(READY)  ## synthesise the corpus and its training features again
 	@"$$PY" -m recipes.make_corpus --data data

@@ -18,7 +18,7 @@ from transformers import Speech2TextFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
 from xattn import audio as xa
-from xattn.audio import cmvn, load_audio, log_mel, mel_centres, seconds_of
+from xattn.audio import SAMPLE_RATE, cmvn, load_audio, log_mel, mel_centres, seconds_of
 from xattn.containers import is_placeholder
 from xattn.data.utterance import Utterance, hash_samples, utterance_from_recording
 
@@ -831,3 +831,22 @@ def test_cmvn_gives_mean_0_and_variance_1(frames, scale, offset, seed):
 def test_cmvn_sets_a_constant_band_to_0(frames):
     assert np.full(10, 0.1).cumsum()[-1] / 10 != 0.1  # the mean of the band is not exact
     np.testing.assert_allclose(cmvn(np.full((frames, 3), 0.1)), 0, atol=1e-12)
+
+
+def test_uploads_beside_the_notebook_are_found(tmp_path, monkeypatch, capsys):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32)
+    (tmp_path / "lessons").mkdir()
+    soundfile.write(tmp_path / "lessons" / "voice.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^There is no audio file voice\.wav: check the path\.$"):
+        load_audio("voice.wav")
+    monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "lessons" / "08.ipynb"))
+    np.testing.assert_array_equal(load_audio("voice.wav"), samples)
+    assert capsys.readouterr().out == "voice.wav is read from the folder of this notebook.\n"
+    own = utterance_from_recording("voice.wav")
+    assert (own.id, own.audio_path) == ("voice", tmp_path / "lessons" / "voice.wav")
+    capsys.readouterr()
+    soundfile.write(tmp_path / "voice.wav", samples[::-1], SAMPLE_RATE, subtype="FLOAT")  # this one comes first
+    np.testing.assert_array_equal(load_audio("voice.wav"), samples[::-1])
+    monkeypatch.setenv("JPY_SESSION_NAME", "08.ipynb")  # of another client, without its folder
+    assert capsys.readouterr().out == ""

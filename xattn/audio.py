@@ -49,9 +49,10 @@ def load_audio(audio: Recording, rate: int | None = None, channel: int | None = 
     its last page, as those of some telephones do, that is printed.
 
     Args:
-        audio: the path of an audio or video file, an open binary file or its bytes, samples (array or tensor) with
-            `rate`, `(rate, samples)`, or `{"array": samples, "sampling_rate": rate}`. Samples have shape (samples,) or,
-            with several channels, (samples, channels) or (channels, samples): the shorter axis is the channels.
+        audio: the path of an audio or video file (see also `beside_notebook`), an open binary file or its bytes,
+            samples (array or tensor) with `rate`, `(rate, samples)`, or `{"array": samples, "sampling_rate": rate}`.
+            Samples have shape (samples,) or, with several channels, (samples, channels) or (channels, samples): the
+            shorter axis is the channels.
         rate: the rate of the samples in Hz; files know their own.
         channel: the channel to use, counted from 0, instead of the average of all.
 
@@ -76,7 +77,7 @@ def load_audio(audio: Recording, rate: int | None = None, channel: int | None = 
             if rate is None:
                 raise ValueError("The rate of the samples is not given: add it in Hz, such as rate=16000.")
         case str() | PathLike():
-            name = fsdecode(audio)
+            name = beside_notebook(audio)
             check_file(name)
             samples, file_rate = _from_file(name, name)
         case io.TextIOBase():
@@ -101,6 +102,19 @@ def load_audio(audio: Recording, rate: int | None = None, channel: int | None = 
         return mono
     divisor = gcd(file_rate, SAMPLE_RATE)
     return resample_poly(mono, SAMPLE_RATE // divisor, file_rate // divisor)
+
+
+def beside_notebook(path: str | PathLike) -> str:
+    """Return a path, or the file beside the open Jupyter notebook that has this name, if only that one exists.
+
+    JupyterLab uploads files there, which need not be the folder in which the kernel runs.
+    """
+    path, notebook = fsdecode(path), os.environ.get("JPY_SESSION_NAME", "")
+    beside = os.path.join(os.path.dirname(notebook), path)
+    if not os.path.isabs(notebook) or os.path.exists(path) or not os.path.isfile(beside):
+        return path
+    print(f"{path} is read from the folder of this notebook.", flush=True)
+    return beside
 
 
 def seconds_of(path: str | PathLike) -> float:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -16,7 +16,7 @@ from unicodedata import normalize
 import numpy as np
 import soundfile
 
-from xattn.audio import SAMPLE_RATE, Recording, check_file, is_placeholder, load_audio, seconds_of
+from xattn.audio import SAMPLE_RATE, Recording, beside_notebook, check_file, is_placeholder, load_audio, seconds_of
 
 DURATION_TOLERANCE = 0.05  # seconds by which a manifest and the audio may disagree
 ID_BYTES = 200  # of UTF-8: file names may have 255, and those made from an id add an extension and a random part
@@ -162,7 +162,7 @@ def utterance_from_file(path: str | Path, language: str, transcript: str = "", c
 
     channel: see `load_audio`. FileNotFoundError, ValueError: see `load_audio`.
     """
-    path = Path(path)
+    path = Path(beside_notebook(path))
     return Utterance(path.stem, path, language, seconds_of(path), transcript=transcript, channel=channel)
 
 
@@ -186,10 +186,12 @@ def utterance_from_recording(
 
     Its id is the file's name without extension or, for other recordings, a hash of the samples.
     """
+    if isinstance(audio, str | PathLike):
+        audio = beside_notebook(audio)
     samples = load_audio(audio, rate, channel)
     seconds = samples.size / SAMPLE_RATE
-    if isinstance(audio, str | PathLike):
-        path = Path(fspath(audio))
+    if isinstance(audio, str):
+        path = Path(audio)
         return Utterance(path.stem, path, language, seconds, samples=samples)
     name = f"recording-{hashlib.sha256(samples.tobytes()).hexdigest()[:8]}"
     return Utterance(name, None, language, seconds, samples=samples)
