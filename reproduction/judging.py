@@ -326,7 +326,7 @@ def winners(table: pd.DataFrame) -> pd.DataFrame:
         part = part.assign(signed=part.value * BETTER[measure]).sort_values("signed", ascending=False)
         best = part.iloc[0]
         close = (part.low <= best.value) & (best.value <= part.high) & (part.method != best.method)
-        rows.append((model, condition, measure, best.method, best.value, ", ".join(part.method[close])))
+        rows.append((model, condition, measure, best.method, best.value, "; ".join(part.method[close])))
     return pd.DataFrame(rows, columns=["model", "condition", "measure", "best", "value", "not distinguishable"])
 
 
