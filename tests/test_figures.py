@@ -1,3 +1,4 @@
+import io
 import re
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ import pytest
 from conftest import drawn, random_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from IPython.core.interactiveshell import InteractiveShell
 from scipy.stats import zscore
 
 from xattn.data.utterance import Word
@@ -294,3 +296,14 @@ def test_any_text_can_be_a_name(token, word, utterance, model):
         warnings.simplefilter("error")
         figure.canvas.draw()
     plt.close(figure)
+
+
+def test_notebooks_show_a_figure_that_is_the_value_of_a_cell(made, tmp_path):
+    maps = made.maps(tokens=("▁a", "▁b", "</s>"))
+    save(heatmaps(maps), tmp_path / "saved")
+    shell = InteractiveShell.instance()
+    shell.display_formatter.active_types = ["text/plain", "image/png"]
+    data, _ = shell.display_formatter.format(heatmaps(maps))
+    shown = plt.imread(io.BytesIO(data["image/png"]))
+    np.testing.assert_array_equal(shown, plt.imread(tmp_path / "saved.png"))
+    InteractiveShell.clear_instance()

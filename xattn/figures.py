@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -62,6 +63,16 @@ def literal(text: str) -> str:
     return "".join(shown).replace("$", r"\$")
 
 
+class Picture(Figure):
+    """A figure that a notebook shows once if it is the value of a cell; it would show one of pyplot twice."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(content, format="png", bbox_inches="tight")
+        return content.getvalue()
+
+
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ()) -> None:
     """Write a figure and close it. PNG, PDF and SVG files have the same bytes for the same content.
 
@@ -116,7 +127,7 @@ def heatmaps(maps: xr.Dataset, words: Sequence[Word] = (), reduction: str = "2d_
     width = 1 + 3 * len(panels) + max(0, max(map(len, tokens), default=0) - 16) / 9
     height = 1.3 + sum(heights) + max(0, letters - 11) / 8
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")  # a notebook would draw one of pyplot twice
+        figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots(
             len(heights),
             len(panels),
@@ -217,7 +228,7 @@ def superpixels(features: np.ndarray, partitions: dict[str, np.ndarray]) -> Figu
     columns, (frames, bands) = len(next(iter(partitions.values()))), features.shape
     with matplotlib.rc_context(STYLE):
         size = 1 + 2.6 * columns, 0.8 + 2.6 * len(partitions) * bands / frames
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Picture(figsize=size, layout="constrained")
         axes = figure.subplots(len(partitions), columns, sharex=True, sharey=True, squeeze=False)
         for row, (name, levels) in zip(axes, partitions.items(), strict=True):
             for level, (axis, labels) in enumerate(zip(row, levels, strict=True), start=1):
