@@ -33,7 +33,7 @@ IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dry reproduce verify accept test bench faults lab data train clean
+.PHONY: help setup dry reproduce report verify accept test bench faults lab data train clean
 
 help:  ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ dry: $(READY)  ## list what make reproduce would run, with estimates of run time
 
 reproduce: $(READY)  ## write the tables and figures of PROFILE to figures/PROFILE; skip what has not changed
 	@"$$PY" -m reproduction.pipeline notebooks/profiles/$(PROFILE).yaml
+
+report: $(READY)  ## write figures/PROFILE/index.html from the files that are there, without running anything
+	@"$$PY" -m reproduction.report notebooks/profiles/$(PROFILE).yaml
 
 # Without PROFILE=, check the two profiles that take only minutes.
 CHECKED := $(if $(filter command environment,$(firstword $(origin PROFILE))),$(PROFILE),smoke mini)

@@ -15,6 +15,7 @@ from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reproduction.crate import METADATA, crate
 from reproduction.figures import shrink
 from reproduction.findings import COMPARED, comparison
 from reproduction.kernels import (
@@ -391,6 +392,24 @@ def execute_all(jobs: list[Job], root: Path, at_once: int) -> None:
         raise failure
 
 
+def write_json(path: Path, content: dict) -> None:
+    """Write a record of a run."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    write_whole(path, f"{text}\n".encode(), AGAIN)
+
+
+def update_page(path: Path) -> None:
+    """Write index.html of a profile, unless it is newer than the last run, and print where it is."""
+    output = ROOT / "figures" / path.stem
+    page, record = output / "index.html", output / "provenance.json"
+    if not (page.exists() and record.exists() and page.stat().st_mtime >= record.stat().st_mtime):
+        from reproduction.page import write_page  # takes seconds
+
+        profile = load_profile(path)
+        write_page(profile, steps_of(profile, ROOT), output)
+    print(f"{page.relative_to(ROOT).as_posix()} has all results on one page.")
+
+
 def run(
     path: Path,
     *,
@@ -440,8 +459,9 @@ def run(
     with chdir(root):
         check_kernel()
     execute_all(stale, root, at_once)
-    text = json.dumps(provenance(profile, jobs, root), indent=2, sort_keys=True, ensure_ascii=False)
-    write_whole(root / output / "provenance.json", f"{text}\n".encode(), AGAIN)
+    facts = provenance(profile, jobs, root)
+    write_json(root / output / "provenance.json", facts)
+    write_json(root / output / METADATA, crate(profile, jobs, facts, root / output, root))
     print(f"{output} is up to date in {time.perf_counter() - start:.0f} s:")
     for file in dict.fromkeys(file for job in jobs for file in job.outputs):
         print(f"  {file.relative_to(root).as_posix()}")
@@ -467,6 +487,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         run(arguments.profile, dry_run=arguments.dry_run, at_once=max(1, arguments.at_once))
+        if not arguments.dry_run:
+            update_page(arguments.profile)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -130,7 +130,11 @@ def make(tmp_path):
 
 def test_lab_opens_in_a_folder_of_any_name(make):
     folder, (*_, call) = make("lab")
-    expected = f"-m|jupyterlab|--ServerApp.root_dir=notebooks|--MappingKernelManager.root_dir={folder}|1000|"
+    expected = (
+        f"-m|jupyterlab|--ServerApp.root_dir={folder}|--LabApp.default_url=/lab/tree/notebooks/paper/00_overview.ipynb|"
+        "--ServerApp.kernel_manager_class=reproduction.lab.KernelsInRoot|--LabApp.app_settings_dir=notebooks/settings|"
+        "1000|"
+    )
     assert call == f".venv/bin/python|{expected}"
 
 

@@ -426,7 +426,7 @@ def test_two_directions_share_the_encoder_passes(model, utterance, maps, monkeyp
 
 def without_origin(maps):
     """Maps without the attributes in which recordings of the same samples differ."""
-    return maps.assign_attrs(dict.fromkeys(("seconds", "utterance", "reference")))
+    return maps.assign_attrs(dict.fromkeys(("seconds", "utterance", "reference", "recording")))
 
 
 def test_a_recording_can_be_given_in_many_forms(model, tmp_path):

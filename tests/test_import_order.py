@@ -14,7 +14,7 @@ LAYERS = (
     ("maps",),
     ("analysis", "store"),
     ("explain", "figures", "released", "words"),
-    ("runs", "workers"),
+    ("runs", "workers", "explorer"),
     ("__init__",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -121,7 +121,7 @@ def test_only_what_changed_runs_again(root, capfd):
     assert stale(root) == []
 
     copies = {path: path.stat().st_mtime_ns for path in figures.rglob("*") if path.is_file()}
-    assert len(copies) == 5  # two executed copies, a map, a table, the provenance
+    assert len(copies) == 6  # two executed copies, a map, a table, the two records of the run
     run(profile, root=root, steps=STEPS_HERE)
     assert capfd.readouterr().out == "figures/tiny is up to date (2 notebooks); nothing to do.\n"
     assert {path: path.stat().st_mtime_ns for path in figures.rglob("*") if path.is_file()} == copies
@@ -288,7 +288,9 @@ def test_what_makes_a_step_stale(root, change, expected):
     for job in plan(PROFILE, root, STEPS_HERE):  # as if both had run
         for file in (job.copy, *job.outputs):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"metadata": {"xattn": {"inputs": job.inputs, "seconds": 1.0}}}))
+            times = dict.fromkeys(("start_time", "end_time"), "2026-01-01T00:00:00+00:00")
+            record = {"xattn": {"inputs": job.inputs, "seconds": 1.0}, "papermill": times}
+            file.write_text(json.dumps({"metadata": record}))
     assert stale(root) == []
     change(root)
     assert stale(root) == expected
@@ -776,7 +778,9 @@ def test_a_run_ends_with_the_comparison_if_there_is_a_reference(root, capsys, mo
     def execute(job, root):
         for file in (job.copy, *job.outputs):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"metadata": {"xattn": {"inputs": job.inputs, "seconds": 1.0}}}))
+            times = dict.fromkeys(("start_time", "end_time"), "2026-01-01T00:00:00+00:00")
+            record = {"xattn": {"inputs": job.inputs, "seconds": 1.0}, "papermill": times}
+            file.write_text(json.dumps({"metadata": record}))
         write_results(root / "figures/tiny", x=0.47)
         return 1.0
 

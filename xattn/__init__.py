@@ -17,6 +17,7 @@ from xattn.data.pauses import cut_at_pauses
 from xattn.data.readers import utterances_from_dataset, utterances_from_folder, utterances_from_table
 from xattn.data.utterance import Utterance, utterance_from_file
 from xattn.explain import explain
+from xattn.explorer import explore
 from xattn.models import Decoding, load_model
 from xattn.runs import explain_corpus
 from xattn.store import load_maps
@@ -32,6 +33,7 @@ __all__ = [
     "cut_at_pauses",
     "explain",
     "explain_corpus",
+    "explore",
     "load_corpus",
     "load_maps",
     "load_model",

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
+from os import PathLike, fspath
 
 import numpy as np
 import platformdirs
@@ -82,7 +83,8 @@ def explain(
         the recording only, and padding_attention (layer, head, token) is the attention that falls on the padding.
         The times of a part of a recording are those of the whole. Attributes hold the hypothesis, the reliability of
         both maps (`input_reliability`, `encoder_reliability`), the divergence if everything is hidden
-        (`hidden_divergence`, nats per token) and provenance. To keep the dataset, write it with its `to_netcdf`.
+        (`hidden_divergence`, nats per token), the path of the recording if `audio` is one (`recording`) and provenance.
+        To keep the dataset, write it with its `to_netcdf`.
 
     Raises:
         ValueError: a parameter is out of range, the model does not support the language, it wrote nothing, the text is
@@ -119,6 +121,8 @@ def explain(
         progress=progress,
     )
     checkpoint.remove()
+    if isinstance(audio, str | PathLike):
+        maps.attrs["recording"] = fspath(audio)
     _report(maps, asked, say)
     return maps
 
