@@ -218,7 +218,7 @@ def test_it_names_no_path_of_a_machine(path):
 def test_its_links_lead_to_notebooks(path):
     for cell in cells(path, "markdown"):
         for target in re.findall(r"\]\(([^)]*\.ipynb)\)", cell["source"]):
-            assert (path.parent / target).resolve() in NOTEBOOKS, target
+            assert (path.parent / target).resolve().is_file(), target
         for name in re.findall(r"`(\d\d_\w+)`", cell["source"]):
             assert any((folder / f"{name}.ipynb").is_file() for folder in FOLDERS), name
 
