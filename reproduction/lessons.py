@@ -7,7 +7,6 @@ or a hint. For an answer that it cannot measure, it prints what to give.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -33,14 +32,13 @@ from xattn.audio import FRAME_SECONDS
 from xattn.data.corpus import load_corpus
 from xattn.data.utterance import Utterance, Word, utterance_from_recording
 from xattn.explain import FIRST_LOOK, determinants, explain
-from xattn.figures import MAP_COLOURS, SATURATION, STYLE, literal
+from xattn.figures import MAP_COLOURS, SATURATION, STYLE, Picture, literal
 from xattn.maps import drop_special_tokens
 from xattn.models import S2TModel, load_model
 from xattn.store import is_current, key_of, load, path_of, save
 
 SHIPPED = "data/lessons"  # maps of Whisper tiny.en, made by recipes/lessons.py
 OWN = "figures/lab/lessons"  # maps of the reader's recordings
-UPLOADS = ("notebooks/lessons", "notebooks")  # where JupyterLab puts a recording that is uploaded
 HIDDEN_SECONDS = 0.15  # of the recording that `divergence_when_hidden` hides
 STEP = 10  # per cent of the cells between two points of a deletion curve
 
@@ -143,7 +141,7 @@ def planted_figure(planted: xr.DataArray, features: xr.DataArray, numbers: Seque
         cells, found = planted_map(planted.values, features, number, p)
         drawn[f"{number} masks, area {found:.2f}"] = cells
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3 * len(drawn), 2.2), layout="constrained")
+        figure = Picture(figsize=(3 * len(drawn), 2.2), layout="constrained")
         for axes, (title, cells) in zip(figure.subplots(1, len(drawn), sharey=True), drawn.items(), strict=True):
             axes.imshow(cells.T, aspect="auto", origin="lower", interpolation="none", cmap=MAP_COLOURS)
             axes.set_title(title)
@@ -239,7 +237,7 @@ def panels(maps: Mapping[str, xr.DataArray], words: Sequence[Word] = ()) -> Figu
     """Draw maps (token, step) of the same tokens side by side, in standard deviations above each row's mean."""
     tokens = [literal(token) for token in next(iter(maps.values())).token.values]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1 + 4 * len(maps), 1 + 0.19 * len(tokens)), layout="constrained")
+        figure = Picture(figsize=(1 + 4 * len(maps), 1 + 0.19 * len(tokens)), layout="constrained")
         for axes, (title, each) in zip(figure.subplots(1, len(maps), sharey=True), maps.items(), strict=True):
             extent = (float(each.step_start[0]), float(each.step_end[-1]), len(tokens) - 0.5, -0.5)
             values, drawn = standardise(each.values), {"interpolation": "none", "cmap": MAP_COLOURS, "vmin": 0}
@@ -278,7 +276,7 @@ def explained(model: str = "", recording: str = "", shipped: str = "en-dev-0010"
 
     Args:
         model: see `xattn.load_model`.
-        recording: a file, looked for in the current folder and beside the lessons.
+        recording: a file, also one beside the open notebook.
         shipped: the recording of the corpus whose maps are read otherwise.
 
     Raises:
@@ -295,7 +293,7 @@ def explained(model: str = "", recording: str = "", shipped: str = "en-dev-0010"
         utterance = next(each for each in load_corpus(ROOT / "data", language="en") if each.id == shipped)
         print(f"Transcript of Whisper tiny.en: {maps.hypothesis}")
         return Explained(utterance, maps, None)
-    s2t, utterance = load_model(model), utterance_from_recording(find_recording(recording))
+    s2t, utterance = load_model(model), utterance_from_recording(recording)
     occlusion = Occlusion(**FIRST_LOOK)
     path = path_of(OWN, s2t.name, "recordings", utterance.id)
     key = key_of(determinants(s2t, utterance.audio().tobytes(), utterance.id, occlusion.on(s2t)))
@@ -304,16 +302,6 @@ def explained(model: str = "", recording: str = "", shipped: str = "en-dev-0010"
     maps = load(path)
     print(f"Transcript of {s2t.name}: {maps.hypothesis}")
     return Explained(utterance, maps, Forced.of(s2t, maps))
-
-
-def find_recording(name: str) -> Path:
-    """The path of a recording, in the current folder or beside the lessons. FileNotFoundError: it is in neither."""
-    for path in (Path(name).expanduser(), *(ROOT / folder / name for folder in UPLOADS)):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"There is no recording {name}: put it into {UPLOADS[0]}, where JupyterLab's upload button puts it."
-    )
 
 
 @torch.inference_mode()
@@ -465,7 +453,7 @@ def halves_figure(rho: xr.DataArray) -> Figure:
     """Draw rho of every head on the second half against that on the first, and mark the winner of the first."""
     first, second = halves(rho)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+        figure = Picture(figsize=(3.6, 3.4), layout="constrained")
         axes = figure.subplots()
         ends = float(min(first.min(), second.min())), float(max(first.max(), second.max()))
         axes.plot(ends, ends, color="0.7", linewidth=0.8)
@@ -593,7 +581,7 @@ def scatter_figure(maps: xr.Dataset) -> Figure:
         normalised_saliency(maps.encoder_saliency, maps).values.ravel(),
     )
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 3.4), layout="constrained")
+        figure = Picture(figsize=(3.6, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.scatter(attention, saliency, s=3, alpha=0.4, color="#1f5a8c")
         ends = np.array([attention.min(), attention.max()])
