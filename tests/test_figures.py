@@ -307,3 +307,10 @@ def test_notebooks_show_a_figure_that_is_the_value_of_a_cell(made, tmp_path):
     shown = plt.imread(io.BytesIO(data["image/png"]))
     np.testing.assert_array_equal(shown, plt.imread(tmp_path / "saved.png"))
     InteractiveShell.clear_instance()
+
+
+def test_attention_that_is_averaged_already_is_drawn_the_same(made):
+    maps = made.maps()
+    averaged = maps.assign(cross_attention=maps.cross_attention.mean(["layer", "head"])).drop_vars(["layer", "head"])
+    first, second = (plt.imread(io.BytesIO(heatmaps(each)._repr_png_())) for each in (maps, averaged))
+    np.testing.assert_array_equal(first, second)

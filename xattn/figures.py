@@ -170,6 +170,8 @@ def _selection(maps: xr.Dataset) -> list[str]:
     """The layers, heads and the stretch of time that `sel` has left, if it has left less than all."""
     chosen = []
     for axis in ("layer", "head"):
+        if axis not in maps.coords:  # averaged over
+            continue
         labels = np.atleast_1d(maps[axis].values).tolist()
         if len(labels) < maps[axis].attrs.get("total", len(labels)):
             chosen.append(f"{axis}{'s' * (len(labels) > 1)} {', '.join(map(str, labels))}")
