@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import random
+import shutil
 from math import gcd
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -346,3 +347,21 @@ def pretrained(folder):
 @pytest.fixture
 def audio(utterances):
     return utterances[1].audio()
+
+
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. Its event loop would be in the way of other modules, so each module has its own."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"There is no browser: none of {', '.join(BROWSERS)} is installed.")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()

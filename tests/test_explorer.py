@@ -28,8 +28,6 @@ from xattn.files import hash_value
 from xattn.maps import on_steps, padding_share
 
 ROOT = Path(__file__).parents[1]
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 TEXTS = [f"A bank {'should' if i < 6 else 'may'} receive poverty {i}." for i in range(1, 20)]
 MAGMA = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3].astype(int)
 
@@ -389,19 +387,6 @@ def test_the_module_is_part_of_a_wheel(tmp_path):
 
 
 # The browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip(f"There is no browser: none of {', '.join(BROWSERS)} is installed.")
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from reproduction.profiles import load_profile
 from reproduction.tables import ROOT
 
 MINI = load_profile(ROOT / "notebooks" / "profiles" / "mini.yaml")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EXPLORER = "<!doctype html><html lang='en'><title>\"maps\"</title><h1>Explorer of a & b</h1><script>'</h1>'</script>"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -86,24 +85,13 @@ def stub_explorer(patch):
     return shown
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed, with which these tests look at the pages")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(chromium):
+def opened(browser):
     """Open a file in a window; requests other than for the file itself and console messages fail the test."""
     pages, seen = [], []
 
     def open_file(path, **options):
-        page = chromium.new_context(offline=True, **options).new_page()
+        page = browser.new_context(offline=True, **options).new_page()
         page.on("console", lambda message: seen.append(message.text))
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("request", lambda request: requested(request.url, path))
