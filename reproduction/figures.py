@@ -114,7 +114,7 @@ def intervals(
 
     table: long, with value, low, high, n, the column `panels` and the column or columns `rows`; a panel has the rows of
     its quantity. Rows whose column `reliability` is low, or whose column `noisy` is True, are grey. names: titles of
-    panels, if they differ from the quantities' names.
+    panels, if they differ from the quantities' names. An empty table gives an empty figure.
     """
     table = table[table.value.notna()]
     if "noisy" not in table:
@@ -123,8 +123,8 @@ def intervals(
     table = table.assign(label=table[columns].astype(str).agg(" ".join, axis=1).map(literal))
     quantities = list(dict.fromkeys(table[panels]))
     shared = bool(table.groupby("label")[panels].nunique().eq(len(quantities)).all())
-    wide = min(4, len(quantities))
-    tall = -(-len(quantities) // wide)
+    wide = max(1, min(4, len(quantities)))
+    tall = max(1, -(-len(quantities) // wide))
     with matplotlib.rc_context(STYLE):
         figure, axes = plt.subplots(
             tall,

@@ -68,8 +68,8 @@ def check(measure: Callable[..., tuple[bool, str, str]]) -> Callable[..., None]:
 def numbers_of(answer, wanted: str, *limits: tuple[float, float]) -> list[float]:
     """The numbers of an answer, one between each pair of limits. CannotMeasure: the answer is something else."""
     try:
-        given = np.asarray(answer)
-        values = given.astype(np.float64).ravel() if given.dtype != bool else np.empty(0)
+        given = [*np.asarray(answer, dtype=object).ravel()]
+        values = np.array([np.nan if isinstance(each, bool | np.bool_) else each for each in given], dtype=np.float64)
     except (TypeError, ValueError):
         values = np.empty(0)
     if len(values) != len(limits) or not all(
@@ -77,6 +77,13 @@ def numbers_of(answer, wanted: str, *limits: tuple[float, float]) -> list[float]
     ):
         raise CannotMeasure(f"give {wanted}.")
     return values.tolist()
+
+
+def whole(value: float, wanted: str) -> int:
+    """A whole number. CannotMeasure: it is not whole."""
+    if value != int(value):
+        raise CannotMeasure(f"give {wanted}.")
+    return int(value)
 
 
 def result_of(answer, given, shape: tuple[int, ...], wanted: str) -> np.ndarray:
@@ -153,9 +160,11 @@ def planted_figure(planted: xr.DataArray, features: xr.DataArray, numbers: Seque
 @check
 def check_masks(answer, planted: xr.DataArray, features: xr.DataArray) -> tuple[bool, str, str]:
     """Measure whether superpixel masks, given as (number, p), find planted cells: at least 0.95 with at most 500."""
-    number, p = numbers_of(answer, "(masks, p) with 2 to 500 masks and p from 0.01 to 0.99", (2, 500), (0.01, 0.99))
-    found = planted_map(planted.values, features, int(number), p)[1]
-    measured = f"{int(number)} masks with p = {p:g} find the planted cells with an area of {found:.3f}; 0.95 is enough."
+    wanted = "(masks, p) with 2 to 500 masks and p from 0.01 to 0.99"
+    number, p = numbers_of(answer, wanted, (2, 500), (0.01, 0.99))
+    number = whole(number, wanted)
+    found = planted_map(planted.values, features, number, p)[1]
+    measured = f"{number} masks with p = {p:g} find the planted cells with an area of {found:.3f}; 0.95 is enough."
     return found >= 0.95, measured, "Hint: more masks average out what else each mask hides."
 
 
@@ -349,7 +358,7 @@ def check_unused_attention(answer, voice: Explained) -> tuple[bool, str, str]:
     attention = normalised_attention(spoken_attention(voice.maps))[row]
     lower = float((attention < attention.sel(step=seconds, method="nearest")).mean())
     found = effect(voice, row, seconds)
-    measured = f"the attention of {token} is lower at {lower:.0%} of the other steps (95 % is enough), and hiding "
+    measured = f"the attention of {token} is lower at {lower:.0%} of the other steps (95% is enough), and hiding "
     measured += f"{HIDDEN_SECONDS} s around {seconds:.2f} s changes its distribution by {found:.2f} nats (at most 0.1)."
     return lower >= 0.95 and found <= 0.1, measured, "Hint: compare the two times of each token, and listen to them."
 
@@ -361,7 +370,8 @@ def check_used_sound(answer, voice: Explained) -> tuple[bool, str, str]:
     looked, used = effect(voice, row, peaks(voice.maps).attention[row]), effect(voice, row, seconds)
     measured = f"hiding {HIDDEN_SECONDS} s around {seconds:.2f} s changes the distribution of {token} by {used:.2f} "
     measured += f"nats (at least 1), and {looked:.2f} nats where its attention is highest (at most a tenth of that)."
-    return used >= 1 and looked <= used / 10, measured, "Hint: choose a token that attends to a pause."
+    hint = "choose a token that attends to a pause." if used >= 1 else "listen for the sound that becomes the token."
+    return used >= 1 and looked <= used / 10, measured, f"Hint: {hint}"
 
 
 @check
@@ -387,14 +397,16 @@ def _moment(answer, voice: Explained) -> tuple[int, float, str]:
     tokens, end = peaks(voice.maps).token, float(voice.maps.step_end[-1])
     wanted = f"(row, seconds) with a row from 0 to {len(tokens) - 1} and a time from 0 to {end:.2f} s"
     row, seconds = numbers_of(answer, wanted, (0, len(tokens) - 1), (0, end))
-    return int(row), seconds, tokens[int(row)]
+    row = whole(row, wanted)
+    return row, seconds, tokens[row]
 
 
 def _effects_at_peaks(answer, voice: Explained) -> tuple[str, float, float]:
     """The token of a row, and its `effect` where its attention and where its saliency is highest."""
     table = peaks(voice.maps)
-    (row,) = numbers_of(answer, f"a row from 0 to {len(table) - 1}", (0, len(table) - 1))
-    found = table.loc[int(row)]
+    wanted = f"a row from 0 to {len(table) - 1}"
+    (row,) = numbers_of(answer, wanted, (0, len(table) - 1))
+    found = table.loc[whole(row, wanted)]
     return found.token, *(effect(voice, int(row), time) for time in (found.attention, found.saliency))
 
 
@@ -424,8 +436,9 @@ def check_reliable(answer, model: S2TModel, utterance: Utterance) -> tuple[bool,
     if kind not in PARTITIONS:
         raise CannotMeasure(f"give {wanted}.")
     (masks,) = numbers_of(masks, wanted, (6, 120))
-    found = first_look(model, utterance, kind, int(masks)).input_reliability
-    measured = f"{int(masks)} masks of {kind} give a map with a reliability of {found:.2f}; 0.7 is enough."
+    masks = whole(masks, wanted)
+    found = first_look(model, utterance, kind, masks).input_reliability
+    measured = f"{masks} masks of {kind} give a map with a reliability of {found:.2f}; 0.7 is enough."
     return found >= 0.7, measured, "Hint: with fewer units, each is hidden with more different others."
 
 

@@ -40,10 +40,14 @@ def used_model(root: Path, model: str) -> str:
     return f"{hub['name']}@{Path(found).parent.name}" if isinstance(found, str) else digest_model(root, model)
 
 
+# `import xattn` imports the explorer, which shows results and changes none.
+VIEWS = ("xattn/explorer.py",)
+
+
 def digest_code(source: str, root: Path) -> str:
     """SHA-256 of the modules of this repository that a notebook's code imports, directly or through other modules.
 
-    Comments, docstrings and layout do not count. SyntaxError: the code or a module is not valid Python.
+    Comments, docstrings and layout do not count, nor do VIEWS. SyntaxError: the code or a module is not valid Python.
 
     source: the code; lines that start with % or ! are commands of IPython and ignored.
     """
@@ -51,7 +55,7 @@ def digest_code(source: str, root: Path) -> str:
     hashes, waiting = {}, list(_imports(ast.parse(source, "notebook"), root))
     while waiting:
         file = waiting.pop()
-        if file not in hashes:
+        if file not in hashes and file.relative_to(root).as_posix() not in VIEWS:
             hashes[file], imports = _parsed(file.read_text(encoding="utf-8"), file, root)
             waiting += imports
     return hash_value([(file.relative_to(root).as_posix(), hashes[file]) for file in sorted(hashes)])

@@ -323,3 +323,9 @@ def test_pictures_are_reduced_to_256_colours(tmp_path):
     shrink(path)
     with Image.open(path) as image:
         assert np.array_equal(image.convert("RGB"), after)
+
+
+def test_without_rows_the_figure_is_empty():
+    table = pd.DataFrame(columns=["cue", "target", "value", "low", "high", "n"]).assign(noisy=False)
+    figure = intervals(table, rows="cue", panels="target", title="Cues")
+    assert not any(axes.axison for axes in figure.axes) and "Cues" in figure.get_suptitle()

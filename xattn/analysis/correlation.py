@@ -44,13 +44,15 @@ def correlate(attention: xr.DataArray, saliency: xr.DataArray, reduction: str = 
         attention averaged over layers; overall (), averaged over both. Averages over a missing axis are left out.
 
     Raises:
-        ValueError: the first array is not over steps; the arrays explain different tokens, share fewer than two or no
-            step; or one of them is constant.
+        ValueError: the first array is not over steps, the second not over steps or time; the arrays explain different
+            tokens, share fewer than two or no step; or one of them is constant.
     """
     if not ("token" in attention.dims and "token" in saliency.dims):
         raise ValueError("rho compares several tokens, but an array has no axis token: select several tokens.")
     if "step" not in attention.dims:
         raise ValueError("The first array has no axis step: give attention first and saliency second.")
+    if not {"step", "time"} & set(saliency.dims):
+        raise ValueError("The second array has no axis step or time: give a saliency of the input or of the encoder.")
     if not np.array_equal(attention.token.values, saliency.token.values):
         raise ValueError("The two arrays explain different tokens: select the same tokens in both.")
     found = normalised_saliency(saliency, attention, reduction)

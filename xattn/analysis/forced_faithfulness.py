@@ -20,7 +20,15 @@ MASKS, HIDDEN = 100, 0.3  # of `infidelity`: perturbations, and the share of the
 
 
 def on_cells(attribution: xr.DataArray, maps: xr.Dataset) -> np.ndarray:
-    """An attribution (token, step) or (token, time, mel) as cells (token, time, mel), without labels."""
+    """An attribution (token, step) or (token, time, mel) as cells (token, time, mel), without labels.
+
+    ValueError: it has other axes.
+    """
+    if set(attribution.dims) not in ({"token", "step"}, {"token", "time", "mel"}):
+        raise ValueError(
+            f"The attribution has the axes {', '.join(attribution.dims)}, but token and step, or token, time and mel "
+            "are needed: average over the others, such as layer and head."
+        )
     if "step" not in attribution.dims:
         return attribution.transpose("token", "time", "mel").values
     frames = frames_of_steps(attribution, maps.time.values)

@@ -15,6 +15,7 @@ from torch import Tensor
 from xattn.attribution.forced import Forced
 
 STEPS = 16  # points of a path, or random masks
+PLACES = ("input", "encoder")
 MASKED = 0.5  # share of the cells, or steps, that a random mask hides
 
 
@@ -80,6 +81,8 @@ def _function(forced: Forced, place: str, foils: Tensor | None) -> tuple[Callabl
     def of_states(states: Tensor) -> Tensor:
         return forced.values(forced.model.decode(states, forced.decoder_inputs), foils)[0]
 
+    if place not in PLACES:
+        raise ValueError(f"There is no place {place!r}: choose one of {', '.join(PLACES)}.")
     if place == "encoder":
         with torch.no_grad():
             return of_states, forced.encode(forced.features)

@@ -70,8 +70,10 @@ def foils_of(forced: Forced, text: str) -> tuple[int, torch.Tensor]:
     """The token at which a text departs from the hypothesis, and foils (I,) that hold the text's token there.
 
     Before that token both are the same, and after it they have different pasts, so only this row of a contrast answers
-    "why this and not that". ValueError: the text begins like the whole hypothesis.
+    "why this and not that". ValueError: the text is empty, or begins like the whole hypothesis.
     """
+    if not text.strip():
+        raise ValueError("The text is empty: give one that departs from the hypothesis.")
     other, ids = forced.model.token_ids(text).to(forced.ids), forced.ids
     both = min(len(ids), len(other))
     apart = (ids[:both] != other[:both]).nonzero()
