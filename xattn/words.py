@@ -30,6 +30,7 @@ def word_times(maps: xr.Dataset, attribution: xr.DataArray | None = None) -> pd.
     so that the sum of the standardised weights is highest. If the maps hold `features`, quiet steps count as pauses:
     no word starts or ends there. A word starts at the step at which the sum of its first token's weights, within the
     steps of this token and without pauses, reaches a tenth of its total. It ends with the last step of its last token.
+    The first word can start too early, as decoders often attend to the start of the recording when they begin.
     (The steps of a token tend to begin before its word, and those of a pause mostly go to the word after it.) Times are
     edges of encoder steps.
 
