@@ -22,6 +22,7 @@ from hypothesis.extra.numpy import arrays
 
 import xattn
 from xattn import store
+from xattn.analysis.correlation import normalised_attention
 from xattn.analysis.faithfulness import VERSION, masked_inputs, ranking, save_texts, sentence_maps
 from xattn.explorer import Explorer, differences, explore, quantised, stretches
 from xattn.files import hash_value
@@ -29,6 +30,8 @@ from xattn.maps import on_steps, padding_share
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"A bank {'should' if i < 6 else 'may'} receive poverty {i}." for i in range(1, 20)]
+STANDARDISED = "Cross-attention (CA), standardised over tokens"
+WEIGHTS = "Cross-attention (CA), weights"
 MAGMA = matplotlib.colormaps["magma"](np.arange(256), bytes=True)[:, :3].astype(int)
 
 
@@ -154,8 +157,9 @@ def test_differences_are_words_that_the_wer_counts(before, after, expected):
 def test_the_page_holds_the_maps(maps, explorer):
     record = record_of(explorer.page())
     assert record["tokens"] == maps.token.values.tolist()
-    attention, cells, states = record["attributions"]
+    standardised, attention, cells, states = record["attributions"]
     assert [each["name"] for each in record["attributions"]] == [
+        "standardised_attention",
         "cross_attention",
         "input_saliency",
         "encoder_saliency",
@@ -181,9 +185,44 @@ def test_the_page_holds_the_maps(maps, explorer):
     assert np.abs(found - maps.features.values).max() <= np.ptp(maps.features.values) / 255
 
 
+def test_standardised_attention_is_that_of_the_heatmaps(maps, explorer):
+    found = record_of(explorer.page())["attributions"][0]
+    *spoken, last = dequantised(found["values"], found)[0, 0]
+    expected = normalised_attention(maps.cross_attention.mean("head").mean("layer")).values
+    assert maps.token.values[-1] == "</s>" and np.ptp(last) == 0
+    assert np.abs(np.array(spoken) - expected).max() <= np.ptp(expected) / 255 + 1e-6
+    rho = xattn.correlate(maps.cross_attention, maps.input_saliency).overall
+    assert found["rho"].shape == (1, 1) and found["rho"][0, 0] == pytest.approx(float(rho), rel=1e-6)
+
+
+def test_maps_of_one_token_are_not_standardised(made):
+    found = record_of(explore(made.maps().isel(token=[1, 4])).page())["attributions"]
+    assert [each["name"] for each in found] == ["cross_attention", "input_saliency", "encoder_saliency"]
+
+
+def test_a_word_has_the_stretch_of_the_mean_of_its_tokens(made):
+    maps = made.maps(tokens=("▁sh", "ould", ",", "▁–", "</s>"), frames=120)
+    record = record_of(explore(maps).page())
+    assert [word["content"] for word in record["words"]] == [[0, 1], [3], [4]]  # a lone dash counts for itself
+    assert [word["stretch"] for word in record["words"]] == [5, 3, 4]  # after those of the five tokens, or its token's
+    first, more = record["attributions"][1]["stretches"][1, 2, 5]
+    mean = maps.cross_attention.values[1, 2, :2].mean(axis=0)
+    assert (first, first + more) == shortest(mean, maps.step_start.values, maps.step_end.values)
+
+
+def test_a_selected_layer_and_head_are_named_with_their_rho(opened, maps):
+    page = opened(explore(maps.sel(layer=5, head=1)))
+    rho = xattn.correlate(maps.cross_attention, maps.input_saliency).by_layer_and_head.sel(layer=5, head=1)
+    shown = f"rho with SM^X of this utterance, as measured: {float(rho):.2f}".replace("-", "−")
+    for title in (STANDARDISED, WEIGHTS):
+        choose(page, title)
+        assert page.inner_text("h2 >> nth=1") == f"{title}, layer 5, head 1: tokens against time"
+        assert shown in page.inner_text(".caption")
+
+
 def test_rho_on_the_page_is_that_of_correlate(maps, explorer):
     rho, found = xattn.correlate(maps.cross_attention, maps.input_saliency), record_of(explorer.page())
-    found = found["attributions"][0]["rho"]
+    found = found["attributions"][1]["rho"]
     assert found.shape == (7, 5)
     np.testing.assert_allclose(found[:-1, :-1], rho.by_layer_and_head, rtol=1e-6)
     np.testing.assert_allclose(found[:-1, -1], rho.by_layer, rtol=1e-6)
@@ -193,11 +232,12 @@ def test_rho_on_the_page_is_that_of_correlate(maps, explorer):
 
 def test_captions_give_reliability_and_padding(made, maps, explorer):
     facts = [each["facts"] for each in record_of(explorer.page())["attributions"]]
-    assert facts[0] == [] and facts[1][0].startswith(f"Reliability {maps.input_reliability:.2f}")
+    assert facts[1] == [] and facts[2][0].startswith(f"Reliability {maps.input_reliability:.2f}")
     noisy = made.maps().assign_attrs(input_reliability=0.1, encoder_reliability=np.nan, partition="windows")
     share = np.random.default_rng(1).random((2, 3, 5))
     noisy = noisy.assign(padding_attention=(("layer", "head", "token"), share))
-    attention, cells, states = record_of(explore(noisy).page())["attributions"]
+    standardised, attention, cells, states = record_of(explore(noisy).page())["attributions"]
+    assert standardised["padding"][0, 0] == pytest.approx(padding_share(noisy))
     assert cells["facts"][0] == "Reliability 0.10, mostly noise." and "windows" in cells["facts"][1]
     assert states["facts"] == ["Reliability unknown."]
     assert attention["padding"][-1, -1] == pytest.approx(padding_share(noisy))
@@ -236,7 +276,7 @@ def test_further_variables_are_attributions(made):
         entropy=(("layer", "head", "token"), rng.random((2, 3, 5))),
     )
     found = {each["name"]: each for each in record_of(explore(maps).page())["attributions"]}
-    assert [*found][3:] == ["gradients", "attention_norm", "loudness"]
+    assert [*found][4:] == ["gradients", "attention_norm", "loudness"]
     assert found["loudness"]["values"].shape == (1, 1, 5, 22)
     assert found["attention_norm"]["rho"].shape == (3, 4)
     assert found["gradients"]["low"].min() < 0
@@ -247,7 +287,7 @@ def test_cells_are_stored_only_if_bands_differ(made, windows):
     maps = made.maps()
     if windows:
         maps = maps.assign(input_saliency=maps.input_saliency.isel(mel=[0] * 8).drop_vars("mel"))
-    assert (record_of(explore(maps).page())["attributions"][1]["cells"] is None) == windows
+    assert (record_of(explore(maps).page())["attributions"][2]["cells"] is None) == windows
 
 
 def test_a_page_of_one_utterance_is_small(explorer):
@@ -298,9 +338,16 @@ def test_sound_is_found_by_id_path_samples_and_recorded_path(maps, utterance, tm
 
 
 def test_without_sound_the_page_says_so(maps, utterance):
-    for audio in (None, [replace(utterance, id="another")]):
-        entry = entry_of(maps, audio)
-        assert entry["sound"] is None and entry["message"].startswith("There is no sound for this utterance")
+    entry = entry_of(maps)
+    assert entry["sound"] is None and entry["message"].startswith("There is no sound for this utterance")
+    other = maps.assign_attrs(utterance="another")
+    first, second = index_of(explore([maps, other], [utterance]).page())["utterances"]
+    assert first["sound"] and first["message"] == ""
+    assert second["sound"] is None and second["message"].endswith("because audio holds no utterance another.")
+    with pytest.raises(
+        ValueError, match=r"^audio holds no utterance another, nor any other that the maps explain: .*\.$"
+    ):
+        explore(other, [utterance])
 
 
 def test_a_part_of_a_recording_keeps_its_times(made, tmp_path, utterances):
@@ -327,15 +374,37 @@ def test_wrong_maps_are_refused_in_one_sentence(made, tmp_path):
         (tmp_path / "gone", FileNotFoundError, "is no folder"),
         (maps.drop_vars("cross_attention"), ValueError, "has no cross_attention, so it holds no maps"),
         (maps.drop_attrs(), ValueError, "has no model, setting, utterance"),
-        (maps.cross_attention, TypeError, "maps is a DataArray"),
-        ([maps.cross_attention], TypeError, "maps holds a DataArray"),
+        (maps.cross_attention, TypeError, "maps is of type DataArray: "),
+        ([maps.cross_attention], TypeError, "maps holds an object of type DataArray: "),
         (maps.isel(token=[]), ValueError, "have no token left"),
+        (3, TypeError, "maps is of type int: "),
         (maps.isel(time=0), ValueError, "have lost their axis time"),
+        (maps.isel(mel=3), ValueError, "The maps of made-1 have lost their axis mel"),
+        (maps.isel(mel=[]), ValueError, "have no mel left"),
+        (maps.isel(time=slice(None, None, -1)), ValueError, "The axis time of the maps of made-1 does not ascend"),
+        (maps.isel(step=slice(None, None, -1)), ValueError, "The axis step of the maps of made-1 does not ascend"),
         (maps.assign(odd=maps.encoder_saliency * np.nan), ValueError, "odd of made-1 holds values that are not finite"),
     ):
         with pytest.raises(kind, match=re.escape(message)) as raised:
             explore(wrong)
         assert str(raised.value).endswith(".") and "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_too_deep_names_the_one_to_give(made, tmp_path):
+    folder = tmp_path / "maps"
+    store.save(made.maps(), store.path_of(folder, "base", "en", "made-1"), "key")
+    store.save_index({"made-1": "key"}, folder, "base", "en")
+    assert len(index_of(explore(folder).page())["utterances"]) == 1
+    for deep in (folder / "base", folder / "base" / "en"):
+        with pytest.raises(
+            ValueError, match=f"^{re.escape(str(deep))} holds only a part of the maps: give {re.escape(str(folder))}.$"
+        ):
+            explore(deep)
+
+
+def test_a_folder_of_deletions_must_exist(made, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone is no folder: give the folder that deletion_curves wrote .*\.$"):
+        explore(made.maps(), deletions=tmp_path / "gone")
 
 
 def test_audio_of_another_utterance_is_refused(made, maps, utterance, utterances):
@@ -456,9 +525,7 @@ def shares(maps, rows, columns, panel_rows):
     return (middle - start) / (0.01 * maps.sizes["time"]), (rows + 0.5) / panel_rows
 
 
-@pytest.mark.parametrize(
-    "title, name", [("Cross-attention (CA)", "cross_attention"), ("Input saliency (SM^X)", "input")]
-)
+@pytest.mark.parametrize("title, name", [(WEIGHTS, "cross_attention"), ("Input saliency (SM^X)", "input")])
 def test_cells_have_the_colours_of_their_values(opened, explorer, maps, title, name):
     page = opened(explorer)
     choose(page, title)
@@ -506,13 +573,73 @@ def test_a_click_on_a_token_plays_its_stretch(opened, explorer, maps):
     assert page.inner_text("[role=status]").startswith(f"Token 3 of {maps.sizes['token']}: {maps.token.values[2]}")
 
 
+def test_a_word_highlights_what_it_plays(opened, explorer, maps):
+    page = opened(explorer)
+    word = next(word for word in record_of(explorer.page())["words"] if len(word["content"]) > 1)
+    rows = word["content"]
+    page.locator(".word").nth([*dict.fromkeys(maps.word.values)].index(word["text"])).click()
+    mean = normalised_attention(maps.cross_attention.mean("head").mean("layer")).values[rows].mean(axis=0)
+    first, last = shortest(mean, maps.step_start.values, maps.step_end.values)
+    expected = float(maps.step_start[first]), float(maps.step_end[last])
+    assert sound(page)[:2] == pytest.approx(expected, abs=1e-6)
+    box = page.locator(".rows .stretch").evaluate("({ style }) => [style.left, style.width, style.top, style.height]")
+    left, width, top, height = (float(each.removesuffix("%")) / 100 for each in box)
+    start, length = float(maps.time[0]) - 0.005, 0.01 * maps.sizes["time"]
+    assert (left * length + start, width * length) == pytest.approx((expected[0], expected[1] - expected[0]), abs=1e-3)
+    tokens = maps.sizes["token"]
+    assert (top * tokens, height * tokens) == pytest.approx((rows[0], len(rows)), abs=1e-3)
+
+
+def test_enter_plays_after_a_click_on_a_row(opened, explorer, maps):
+    page, tokens = opened(explorer), maps.sizes["token"]
+    canvas = page.locator("canvas[data-panel=attribution]")
+    canvas.click(position={"x": 50, "y": 2.5 * canvas.bounding_box()["height"] / tokens})
+    assert selected(page) == maps.token.values[2]
+    page.evaluate("sound.dataset.from = ''")
+    page.keyboard.press("Enter")
+    first, _ = shortest(
+        normalised_attention(maps.cross_attention.mean("head").mean("layer")).values[2],
+        maps.step_start.values,
+        maps.step_end.values,
+    )
+    assert float(page.get_attribute("#sound", "data-from")) == pytest.approx(float(maps.step_start[first]), abs=1e-6)
+
+
+def test_arrows_move_between_tokens_after_a_choice(opened, explorer, maps):
+    page = opened(explorer)
+    page.get_by_label("Attribution").focus()
+    choose(page, WEIGHTS)
+    page.keyboard.press("ArrowRight")
+    assert selected(page) == maps.token.values[1]
+    assert page.get_by_label("Attribution").input_value() == "1"
+
+
+def test_a_drag_can_end_outside_the_panel(opened, explorer, maps):
+    page = opened(explorer)
+    box = page.locator("canvas[data-panel=spectrogram]").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] + 15, box["y"] + box["height"] + 200, steps=5)
+    page.mouse.up()
+    label = page.get_attribute("canvas[data-panel=spectrogram]", "aria-label")
+    start, end = map(float, re.search(r"from ([\d.]+) s to ([\d.]+) s", label).groups())
+    first, length = float(maps.time[0]) - 0.005, 0.01 * maps.sizes["time"]
+    assert start == pytest.approx(first + length / 2, abs=0.02) and end == pytest.approx(first + length, abs=0.02)
+
+
 def test_keys_move_zoom_and_play(opened, explorer, maps):
     page, tokens = opened(explorer), maps.token.values.tolist()
     press = page.keyboard.press
     for key, token in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowLeft", 0)):
         press(key)
         assert selected(page) == tokens[token]
-    for key, chosen in (("ArrowDown", "1"), ("ArrowDown", "2"), ("ArrowDown", "2"), ("ArrowUp", "1")):
+    for key, chosen in (
+        ("ArrowDown", "1"),
+        ("ArrowDown", "2"),
+        ("ArrowDown", "3"),
+        ("ArrowDown", "3"),
+        ("ArrowUp", "2"),
+    ):
         press(key)
         assert page.get_by_label("Attribution").input_value() == chosen
     shown = lambda: page.get_attribute("canvas[data-panel=spectrogram]", "aria-label")  # noqa: E731
@@ -533,8 +660,19 @@ def test_keys_move_zoom_and_play(opened, explorer, maps):
     assert sound(page)[0] >= 0
 
 
+def test_the_table_of_heads_is_there_from_the_start(opened, explorer):
+    page = opened(explorer)
+    heads = page.locator(".heads button")
+    assert heads.count() == 7 * 5 and STANDARDISED in page.inner_text("h2 >> nth=1")
+    assert page.locator(".heads [aria-pressed=true]").get_attribute("data-head") == "6 4"  # both averages
+    heads.nth(5 * 3 + 1).click()
+    assert page.inner_text("h2 >> nth=1").startswith(f"{WEIGHTS}, layer 4, head 2")
+    assert page.locator(".heads [aria-pressed=true]").get_attribute("data-head") == "3 1"
+
+
 def test_a_head_is_chosen_in_the_table(opened, explorer, maps):
     page = opened(explorer)
+    choose(page, WEIGHTS)
     rho = xattn.correlate(maps.cross_attention, maps.input_saliency).by_layer_and_head.values
     heads = page.locator(".heads button")
     assert heads.count() == 7 * 5
@@ -545,7 +683,9 @@ def test_a_head_is_chosen_in_the_table(opened, explorer, maps):
     assert shown == expected
     heads.nth(5 * 3 + 1).click()
     assert "layer 4, head 2" in page.inner_text("h2 >> nth=1")
-    assert f"rho with SM^X: {rho[3, 1]:.2f}".replace("-", "−") in page.inner_text(".caption")
+    assert f"rho with SM^X of this utterance, as measured: {rho[3, 1]:.2f}".replace("-", "−") in page.inner_text(
+        ".caption"
+    )
     values = maps.cross_attention.values[3, 1]
     row, column = np.unravel_index(values.argmax(), values.shape)
     place = shares(maps, row, column, len(values))
@@ -561,11 +701,16 @@ def test_two_views_share_utterance_time_and_token(opened, maps, utterance):
     page.get_by_text("Compare two").click()
     page.wait_for_selector(".view >> nth=1")
     second = page.locator(".view").nth(1)
-    assert second.get_by_label("Attribution").input_value() == "1"
+    assert second.get_by_label("Attribution").input_value() == "2"  # SM^X
+    assert (
+        page.locator(".words:visible").count() == 1
+        and page.locator("canvas[data-panel=spectrogram]:visible").count() == 1
+    )
     second.get_by_label("Model and direction").select_option(label="other, en")
     choose(page, "Encoder saliency (SM^H)", view=1)
     second.locator(".token").nth(3).click()
     assert selected(page, 0) == selected(page, 1) == maps.token.values[3]
+    assert page.locator(".words:visible").count() == 2
     boxes = [page.locator("canvas[data-panel=attribution]").nth(i).bounding_box() for i in range(2)]
     assert [boxes[0][side] for side in ("x", "width")] == [boxes[1][side] for side in ("x", "width")]
     page.keyboard.press("+")
@@ -651,11 +796,31 @@ def test_selections_are_shown(opened, made, name):
     assert ("These tokens are not the whole hypothesis" in page.inner_text(".note")) == ("token" in name)
 
 
-def test_a_narrow_page_needs_no_horizontal_scrolling(opened, explorer):
-    page = opened(explorer, width=600)
+@pytest.mark.parametrize("width", [320, 500, 600])
+def test_a_narrow_page_needs_no_horizontal_scrolling(opened, explorer, width):
+    page = opened(explorer, width=width)
+    for pressed in ("false", "true"):
+        assert page.get_by_text("Compare two").get_attribute("aria-pressed") == pressed
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.get_by_text("Compare two").click()
+    assert page.locator("canvas[data-panel=attribution]").nth(0).bounding_box()["width"] > 0.6 * width
+
+
+def test_two_maps_fit_on_the_screen(opened, explorer, maps):
+    page = opened(explorer, width=1200)
+    choose(page, WEIGHTS)
     page.get_by_text("Compare two").click()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("canvas[data-panel=attribution]").nth(0).bounding_box()["width"] > 400
+    page.wait_for_selector(".view >> nth=1")
+    wait_until(page, "document.querySelectorAll('.view canvas[data-panel=attribution]')[1].clientHeight > 0")
+    first, second = (page.locator("canvas[data-panel=attribution]").nth(i).bounding_box() for i in range(2))
+    heads = page.locator(".heads:visible").first.bounding_box()
+    assert first["height"] == second["height"] == 13 * maps.sizes["token"]
+    assert 0 < second["y"] - first["y"] - first["height"] < 150  # only the axis, a readout, pickers and a title between
+    assert second["y"] + second["height"] < min(900, heads["y"])
+    background = "(node) => getComputedStyle(node).backgroundColor"
+    assert page.get_by_text("Compare two").evaluate(background) != page.get_by_text(
+        "Whole recording", exact=True
+    ).evaluate(background)
 
 
 def test_no_key_reaches_the_notebook(opened, explorer):
@@ -664,6 +829,7 @@ def test_no_key_reaches_the_notebook(opened, explorer):
     frame = page.frame_locator("iframe")
     frame.locator("main[data-ready]").wait_for()
     page.wait_for_function("!document.querySelector('img')")  # the page has removed the picture
+    frame.get_by_label("Attribution").select_option(label=WEIGHTS)
     for target in (".heads button >> nth=1", "canvas[data-panel=attribution]", ".caption", ".token >> nth=1"):
         frame.locator(target).first.click()
         for key in ("a", "b", "d", "Enter", "ArrowRight", "ArrowDown", "Space", "Home", "Shift+ArrowLeft"):

@@ -9,11 +9,12 @@ const TYPES = {
 const pixelsOf = (colours) =>
   Uint32Array.from(colours, ([red, green, blue]) => (255 << 24) | (blue << 16) | (green << 8) | red);
 const MAP = pixelsOf(INDEX.colours.map);
-const ROW = 17; // pixels of a token's row
+const ALL = "all"; // label of the average of layers or heads
+const HEIGHTS = { one: { row: 17, bands: 110 }, two: { row: 13, bands: 60 } }; // pixels of a token's row, of bands
 const POINT = "Point at a panel to read its values.";
 const KEYS = {
   "← →": "previous or next token", "↑ ↓": "previous or next attribution; in the table, another head",
-  "Enter": "play the stretch of the token", "Space": "play or pause the recording",
+  "Enter": "play the stretch of the token or word", "Space": "play or pause the recording",
   "+ −": "zoom in or out", "Shift + ← →": "move in time", "Home": "show the whole recording",
   "?": "show these keys",
 };
@@ -35,8 +36,10 @@ function fill(select, names, chosen) {
   select.disabled = names.length < 2;
 }
 
-const picker = (label, change) => {
-  const select = make("select", { "aria-label": label, change: () => change(Number(select.value)) });
+// A choice gives the focus back, so that the arrow keys move between tokens again.
+const picker = (label, choose) => {
+  const change = () => { select.blur(); choose(Number(select.value)); };
+  const select = make("select", { "aria-label": label, change });
   return { select, node: make("label", {}, label, select) };
 };
 
@@ -134,7 +137,11 @@ class Panel {
     this.height(height);
     let begun = null; // where a drag began
     const drawn = (event) => Math.abs(event.offsetX - begun) > 4;
-    this.canvas.addEventListener("pointerdown", (event) => { if (event.button === 0) begun = event.offsetX; });
+    this.canvas.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0) return;
+      begun = event.offsetX;
+      this.canvas.setPointerCapture(event.pointerId); // so that a drag can leave the panel
+    });
     this.canvas.addEventListener("pointermove", (event) => {
       hover(this.at(event));
       if (begun !== null && drawn(event)) this.mark(this.drag, this.time(begun), this.time(event.offsetX));
@@ -146,7 +153,8 @@ class Panel {
       begun = null;
       this.drag.hidden = true;
     });
-    this.canvas.addEventListener("pointerleave", () => { begun = null; this.drag.hidden = true; hover(null); });
+    this.canvas.addEventListener("pointercancel", () => { begun = null; this.drag.hidden = true; });
+    this.canvas.addEventListener("pointerleave", () => hover(null));
     this.canvas.addEventListener("wheel", (event) => {
       const sideways = event.shiftKey ? event.deltaY || event.deltaX : event.deltaX;
       if (event.ctrlKey || event.metaKey) zoom(event.deltaY < 0 ? 1.25 : 0.8, this.time(event.offsetX));
@@ -159,7 +167,10 @@ class Panel {
 
   height(pixels) { this.node.style.height = `${pixels}px`; }
 
-  time(x) { return range.from + (x / this.canvas.clientWidth) * (range.to - range.from); }
+  time(x) {
+    const share = Math.min(Math.max(x / this.canvas.clientWidth, 0), 1);
+    return range.from + share * (range.to - range.from);
+  }
 
   at(event) {
     if (!this.source) return null;
@@ -217,7 +228,7 @@ function firstAfter(values, limit) {
 
 class View {
   constructor(condition, attribution) {
-    Object.assign(this, { condition, wanted: attribution, token: 0, percent: 0, curve: 0 });
+    Object.assign(this, { condition, wanted: attribution, token: 0, word: null, percent: 0, curve: 0 });
     const hover = (describe) => (place) => { this.readout.textContent = place ? describe(place) : POINT; };
     const seek = (place) => place && moveTo(place.time);
     this.conditions = picker("Model and direction", (i) => { this.condition = i; this.load(); });
@@ -226,13 +237,14 @@ class View {
     this.words = make("div", { class: "text words", role: "group", "aria-label": "Words of the hypothesis" });
     this.reference = make("div", { class: "text reference" });
     this.tokens = make("div", { class: "side tokens", role: "group", "aria-label": "Tokens" });
-    this.spectrogram = new Panel("spectrogram", 110, { hover: hover((place) => this.featureAt(place)), click: seek });
+    this.spectrogram = new Panel("spectrogram", HEIGHTS.one.bands,
+      { hover: hover((place) => this.featureAt(place)), click: seek });
     this.rows = new Panel("attribution", 100, {
       hover: hover((place) => this.valueAt(place)),
       click: (place) => place && this.select(place.row, true),
     });
     this.rows.node.classList.add("rows");
-    this.cells = new Panel("cells", 110, { hover: hover((place) => this.cellAt(place)), click: seek });
+    this.cells = new Panel("cells", HEIGHTS.one.bands, { hover: hover((place) => this.cellAt(place)), click: seek });
     this.panels = [this.spectrogram, this.rows, this.cells];
     [this.spectrogramTitle, this.title, this.cellsTitle] = [make("h2"), make("h2"), make("h2")];
     this.bands = make("div", { class: "side bands" });
@@ -252,9 +264,11 @@ class View {
     this.node = make("section", { class: "view", focusin: () => activate(this), pointerdown: () => activate(this) },
       make("div", { class: "bar" }, this.conditions.node, this.attributions.node), this.words, this.reference,
       make("div", { class: "body" },
-        make("div", {}, this.spectrogramTitle, make("div", { class: "row" }, this.bands, this.spectrogram.node),
-          this.title, make("div", { class: "row" }, this.tokens, this.rows.node), this.axis, this.readout, this.cellBox,
-          this.caption, this.notes, this.deletion),
+        make("div", { class: "maps" },
+          make("div", { class: "features" }, this.spectrogramTitle,
+            make("div", { class: "row" }, this.bands, this.spectrogram.node)),
+          this.title, make("div", { class: "row" }, this.tokens, this.rows.node), this.axis, this.readout,
+          make("div", { class: "details" }, this.cellBox, this.caption, this.notes, this.deletion)),
         this.heads));
   }
 
@@ -263,25 +277,24 @@ class View {
     this.condition = Math.min(this.condition, records.length - 1);
     const wanted = records[this.condition].chunk, record = await recordOf(wanted);
     if (utterance().records[this.condition]?.chunk !== wanted) return; // another one was chosen meanwhile
-    Object.assign(this, { record, percent: 0, token: Math.min(this.token, record.tokens.length - 1) });
+    Object.assign(this, { record, percent: 0, token: Math.min(this.token, record.tokens.length - 1), word: null });
     fill(this.conditions.select, records.map((each) => each.label), this.condition);
     const names = record.attributions.map((each) => each.name);
     fill(this.attributions.select, record.attributions.map((each) => each.title), 0);
     this.curve = Math.min(this.curve, Math.max(0, record.deletions.length - 1));
     fill(this.curves.select, record.deletions.map((each) => each.kind), this.curve);
-    this.words.replaceChildren(make("span", { class: "name" }, "Hypothesis"), ...record.words.map((word) =>
-      make("button", { class: `word${word.differs ? " differs" : ""}`, click: () => this.selectWord(word),
+    this.words.replaceChildren(make("span", { class: "name" }, "Hypothesis"), ...record.words.map((word, i) =>
+      make("button", { class: `word${word.differs ? " differs" : ""}`, click: () => this.selectWord(i),
         "aria-label": word.text + (word.differs ? ", differs from the reference" : "") }, word.text)));
-    this.reference.hidden = !record.reference.length;
     this.reference.replaceChildren(make("span", { class: "name" }, "Reference"),
       ...record.reference.flatMap(([sign, word]) => [sign ? make("span", { class: "differs" }, word) : word, " "]));
     this.tokens.replaceChildren(...record.tokens.map((token, i) =>
       make("button", { class: "token", title: token, click: () => this.select(i, true) }, token)));
-    this.rows.height(Math.max(60, ROW * record.tokens.length));
     this.notes.textContent = record.notes.join(" ");
     this.deletion.hidden = !record.deletions.length;
     this.showSpectrogram();
     this.choose(Math.max(0, names.indexOf(this.wanted)));
+    arrange();
     setRange(range.from, range.to);
   }
 
@@ -298,49 +311,62 @@ class View {
     say(`${this.attribution.title}. ${this.attribution.facts.join(" ")}`);
   }
 
-  select(i, heard = false) {
-    this.token = i;
-    const word = this.record.words.find(({ tokens }) => tokens.includes(i));
-    const [from, to] = this.stretchOf(i);
+  select(i, heard = false, word = null) {
+    const { tokens, words } = this.record;
+    Object.assign(this, { token: i, word });
+    const [from, to] = this.stretch();
     if (to < range.from || from > range.to) shift((from + to - range.from - range.to) / 2 / (range.to - range.from));
     this.refresh();
-    say(`Token ${i + 1} of ${this.record.tokens.length}: ${this.record.tokens[i]}` +
-      `${word.differs ? ", in a word that differs from the reference" : ""}; ${seconds(from)} to ${seconds(to)}`);
-    if (heard) play(from, to);
-    const same = (view) => view !== this && String(view.record?.tokens) === String(this.record.tokens);
+    const differs = words.find((each) => each.tokens.includes(i)).differs;
+    const what = word === null ? `Token ${i + 1} of ${tokens.length}: ${tokens[i]}`
+      : `Word ${word + 1} of ${words.length}: ${words[word].text}`;
+    const sign = word === null ? ", in a word that differs from the reference" : ", which differs from the reference";
+    say(`${what}${differs ? sign : ""}; ${seconds(from)} to ${seconds(to)}`);
+    if (heard) this.play();
+    const same = (view) => view !== this && String(view.record?.tokens) === String(tokens);
     for (const other of views.filter(same)) {
-      other.token = i;
+      Object.assign(other, { token: i, word });
       other.refresh();
     }
   }
 
-  // The stretch of a word reaches from the first to the last of those of its tokens.
-  selectWord(word) {
-    this.select(word.tokens[0]);
-    const ends = word.tokens.flatMap((i) => this.stretchOf(i));
-    play(Math.min(...ends), Math.max(...ends));
-  }
+  selectWord(i) { this.select(this.record.words[i].content[0], true, i); }
+
+  play() { play(...this.stretch()); }
 
   get block() { return this.head[0] * this.attribution.values.shape[1] + this.head[1]; }
 
   rowOf(token) { return this.block * this.record.tokens.length + token; }
 
-  // The start and the end of a token's stretch, in seconds
-  stretchOf(token) {
-    const { starts, ends, stretches } = this.attribution, place = 2 * this.rowOf(token);
-    return [starts[stretches[place]], ends[stretches[place + 1]]];
+  // The start and the end of the stretch of the selected word or else token, in seconds
+  stretch() {
+    const { starts, ends, stretches } = this.attribution;
+    const row = this.word === null ? this.token : this.record.words[this.word].stretch;
+    const place = 2 * (this.block * stretches.shape[2] + row);
+    const [first, more] = stretches.subarray(place, place + 2);
+    return [starts[first], ends[first + more]];
   }
 
-  headName([layer, head] = this.head) {
-    const { layers, heads } = this.attribution;
-    const names = [[layers, layer, "layer"], [heads, head, "head"]].map(([labels, i, axis]) =>
-      i < labels.length ? `${axis} ${labels[i]}` : `average of ${axis}s`);
-    return layers.length ? names.join(", ") : "";
+  // The attribution whose heads the table shows: beside the standardised average, that is the attention itself.
+  get headed() {
+    const weights = this.attribution.name === "standardised_attention" &&
+      this.record.attributions.find(({ name }) => name === "cross_attention");
+    return weights || this.attribution;
+  }
+
+  get headInTable() {
+    const { layers, heads } = this.headed;
+    return this.headed === this.attribution ? this.head : [layers.length - 1, heads.length - 1];
+  }
+
+  headName([layer, head] = this.head, { layers, heads } = this.attribution) {
+    return [[layers[layer], "layer"], [heads[head], "head"]].filter(([label]) => label)
+      .map(([label, axis]) => (label === ALL ? `average of ${axis}s` : `${axis} ${label}`)).join(", ");
   }
 
   showSpectrogram() {
     const { spectrogram } = this.record;
-    this.spectrogram.node.parentNode.hidden = this.spectrogramTitle.hidden = !spectrogram;
+    this.spectrogram.node.closest(".features").hidden = !spectrogram;
     if (!spectrogram) return;
     const [frames, bands] = spectrogram.values.shape;
     this.spectrogram.source = { rows: bands, ...this.columnsOf(frames), upward: true,
@@ -361,31 +387,32 @@ class View {
 
   // A table of layers and heads, with their averages last
   showHeads() {
-    const { layers, heads, rho, silent } = this.attribution;
+    const { layers, heads, rho, silent } = this.headed;
     this.heads.hidden = layers.length * heads.length < 2;
     if (this.heads.hidden) return;
-    const columns = [...heads.map((head) => `H${head}`), "all"], lines = [...layers.map((layer) => `L${layer}`), "all"];
+    const named = (label, letter) => (label === ALL || !label ? label : letter + label);
     const low = rho && Math.min(...rho), span = rho && Math.max(...rho) - low || 1;
     const cell = (layer, head) => {
-      const value = rho?.[layer * columns.length + head];
+      const value = rho?.[layer * heads.length + head];
       const [red, green, blue] = rho ? INDEX.colours.rho[Math.round((255 * (value - low)) / span)] : [238, 238, 238];
       const ink = 0.3 * red + 0.59 * green + 0.11 * blue > 130 ? "#000" : "#fff";
-      const name = this.headName([layer, head]) + (rho ? `, rho ${fixed(value)}` : "");
+      const name = this.headName([layer, head], this.headed) + (rho ? `, rho ${fixed(value)}` : "");
       return make("td", {}, make("button", {
-        class: layer === layers.length || head === heads.length ? "average" : "", title: name, "aria-label": name,
+        class: layers[layer] === ALL || heads[head] === ALL ? "average" : "", title: name, "aria-label": name,
         style: `background: rgb(${red} ${green} ${blue}); color: ${ink}`, "data-head": `${layer} ${head}`,
         click: () => this.chooseHead(layer, head),
       }, rho ? fixed(value).replace(/^(−?)0\./, "$1.") : "·"));
     };
     this.heads.replaceChildren(make("p", {}, rho ? "rho with SM^X by layer and head" : "Layers and heads"),
       make("table", { "aria-label": "Layers and heads" },
-        make("tr", {}, make("td"), ...columns.map((name) => make("th", { scope: "col" }, name))),
-        ...lines.map((name, layer) =>
-          make("tr", {}, make("th", { scope: "row" }, name), ...columns.map((_, head) => cell(layer, head))))),
+        make("tr", {}, make("td"), ...heads.map((label) => make("th", { scope: "col" }, named(label, "H")))),
+        ...layers.map((label, layer) => make("tr", {}, make("th", { scope: "row" }, named(label, "L")),
+          ...heads.map((_, head) => cell(layer, head))))),
       make("div", {}, silent));
   }
 
   chooseHead(layer, head) {
+    if (this.headed !== this.attribution) this.choose(this.record.attributions.indexOf(this.headed));
     this.head = [layer, head];
     this.refresh();
     say(`${this.headName()}${this.headFacts()}`);
@@ -394,25 +421,26 @@ class View {
   headFacts() {
     const { rho, padding } = this.attribution;
     const share = padding && Math.round(100 * padding[this.block]);
-    return (rho ? ` rho with SM^X: ${fixed(rho[this.block])}.` : "") +
+    return (rho ? ` rho with SM^X of this utterance, as measured: ${fixed(rho[this.block])}.` : "") +
       (padding ? ` ${share} % of this attention falls on the padding beyond the recording.` : "");
   }
 
   // Draw everything that depends on the token, the attribution, the head and the deletion.
   refresh() {
     const { record, attribution, token } = this, { values, starts, ends, cells } = attribution, columns = ends.length;
-    const [from, to] = this.stretchOf(token), name = [attribution.title, this.headName()].filter(Boolean).join(", ");
+    const [from, to] = this.stretch(), name = [attribution.title, this.headName()].filter(Boolean).join(", ");
     const first = this.block * record.tokens.length * columns;
     this.rows.source = { rows: record.tokens.length, starts, ends, colours: MAP,
       steps: (row) => attribution.steps[this.rowOf(row)],
       level: (row, column) => values[first + row * columns + column] };
     this.title.textContent = `${name}: tokens against time`;
-    this.caption.textContent = [...attribution.facts, this.headFacts().trim(),
+    this.caption.textContent = [views.length > 1 && `${name}.`, ...attribution.facts, this.headFacts().trim(),
       "Each row is coloured from its lowest (dark) to its highest value (light)."].filter(Boolean).join(" ");
     const row = values.subarray(first + token * columns, first + (token + 1) * columns);
     const peak = row.indexOf(Math.max(...row)), highest = seconds((starts[peak] + ends[peak]) / 2);
     this.rows.canvas.setAttribute("aria-label", `${name}, ${record.tokens.length} tokens. ` +
-      `Token ${record.tokens[token]} is highest at ${highest}; its stretch is ${seconds(from)} to ${seconds(to)}.`);
+      `Token ${record.tokens[token]} is highest at ${highest}; the stretch of the ` +
+      `${this.word === null ? "token" : "word"} is ${seconds(from)} to ${seconds(to)}.`);
     this.cellBox.hidden = !cells;
     this.cells.source = cells && this.cellSource(cells);
     this.cellsTitle.textContent = `${attribution.title}: cells of the token ${record.tokens[token]}`;
@@ -424,7 +452,7 @@ class View {
       button.setAttribute("aria-pressed", chosen);
     }
     for (const button of this.heads.querySelectorAll("button")) {
-      const chosen = button.dataset.head === this.head.join(" ");
+      const chosen = button.dataset.head === this.headInTable.join(" ");
       button.setAttribute("aria-pressed", chosen);
       button.tabIndex = chosen ? 0 : -1;
     }
@@ -464,13 +492,15 @@ class View {
     if (!this.record) return;
     this.spectrogram.canvas.setAttribute("aria-label",
       `Spectrogram from ${seconds(range.from)} to ${seconds(range.to)}${this.deleted}`);
-    const [from, to] = this.stretchOf(this.token);
+    const [from, to] = this.stretch();
     for (const panel of this.panels) {
       panel.paint();
       panel.mark(panel.stretch, from, to);
     }
     const height = 100 / this.record.tokens.length;
-    Object.assign(this.rows.stretch.style, { top: `${height * this.token}%`, height: `${height}%` });
+    const marked = this.word === null ? [this.token] : this.record.words[this.word].content;
+    Object.assign(this.rows.stretch.style,
+      { top: `${height * marked[0]}%`, height: `${height * (marked.at(-1) - marked[0] + 1)}%` });
     const span = range.to - range.from, least = (span * 64) / Math.max(1, this.rows.canvas.clientWidth);
     const power = 10 ** Math.floor(Math.log10(least));
     const step = power * [1, 2, 5, 10].find((each) => each * power >= least);
@@ -547,6 +577,21 @@ function activate(view) {
   for (const each of views) each.node.classList.toggle("active", each === view);
 }
 
+// Two views show the spectrogram, and the words of one condition, once. Lower rows keep both maps on the screen.
+function arrange() {
+  const two = views.length > 1, { row, bands } = two ? HEIGHTS.two : HEIGHTS.one;
+  page.classList.toggle("two", two);
+  comparison.setAttribute("aria-pressed", two);
+  for (const view of views.filter(({ record }) => record)) {
+    view.rows.height(Math.max(60, row * view.record.tokens.length));
+    view.spectrogram.height(bands);
+    const repeated = view !== views[0] && view.condition === views[0].condition;
+    view.words.hidden = repeated;
+    view.reference.hidden = repeated || !view.record.reference.length;
+    view.refresh();
+  }
+}
+
 async function chooseUtterance(i) {
   chosenUtterance = i;
   sound.pause();
@@ -564,18 +609,18 @@ async function chooseUtterance(i) {
 async function compare() {
   const on = views.length === 1;
   if (on) {
-    const other = active.record.attributions.find((each) => each.name !== active.wanted) ?? active.attribution;
+    const ofAttention = ({ title }) => title.startsWith("Cross-attention"), { attribution, record } = active;
+    const other = record.attributions.find((each) => ofAttention(each) !== ofAttention(attribution)) ?? attribution;
     views.push(new View(active.condition, other.name));
     page.append(views[1].node);
-    views[1].token = active.token;
     await views[1].load();
+    active.select(active.token, false, active.word);
   } else {
     views.pop().node.remove();
     activate(views[0]);
+    arrange();
     setRange(range.from, range.to);
   }
-  page.classList.toggle("two", on);
-  comparison.setAttribute("aria-pressed", on);
 }
 
 const clock = make("span", { class: "clock" });
@@ -602,7 +647,7 @@ for (const kind of ["play", "pause"]) {
 // Keys. None of them leaves the page, so that a notebook around it does not take one for a command.
 
 function moveHead(down, right) {
-  const [layers, heads] = active.attribution.values.shape, [layer, head] = active.head;
+  const [layers, heads] = active.headed.values.shape, [layer, head] = active.headInTable;
   active.chooseHead(Math.min(Math.max(layer + down, 0), layers - 1), Math.min(Math.max(head + right, 0), heads - 1));
   active.heads.querySelector("[aria-pressed=true]").focus();
 }
@@ -627,6 +672,7 @@ function onKey(event) {
   else if (arrows && inHeads) moveHead(...arrows);
   else if (arrows?.[1]) moveToken(arrows[1]);
   else if (arrows) chooseNext(arrows[0]);
+  else if (event.key === "Enter" && !target.matches("button")) active.play();
   else if (event.key === " " && !ownSpace(target)) toggle();
   else if (event.key === "+" || event.key === "=") zoom(1.5);
   else if (event.key === "-") zoom(1 / 1.5);
@@ -647,7 +693,7 @@ for (const kind of ["keydown", "keyup", "keypress"]) {
   document.addEventListener(kind, (event) => event.stopPropagation());
 }
 
-views.push(new View(0, "cross_attention"));
+views.push(new View(0, "standardised_attention"));
 page.append(views[0].node);
 fill(utterances.select, INDEX.utterances.map((each) => each.id), 0);
 activate(views[0]);

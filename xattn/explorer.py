@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
-from itertools import chain
+from itertools import chain, count
 from os import PathLike
 from pathlib import Path
 
@@ -27,8 +27,9 @@ import xarray as xr
 from matplotlib.colors import Normalize
 from tqdm import tqdm
 
-from xattn.analysis.correlation import correlate
+from xattn.analysis.correlation import correlate, normalised_attention
 from xattn.analysis.faithfulness import BLANK, VERSION, load_texts, percentages, ranking, sentence_maps
+from xattn.analysis.localisation import PUNCTUATION, token_kinds
 from xattn.analysis.quality import normalise
 from xattn.analysis.reliability import LOW
 from xattn.audio import FRAME_SECONDS, SAMPLE_RATE, Recording
@@ -39,7 +40,7 @@ from xattn.maps import SPECIAL_TOKENS, drop_special_tokens, on_steps, selected_w
 from xattn.store import INDEX, load_maps
 
 TITLES = {
-    "cross_attention": "Cross-attention (CA)",
+    "cross_attention": "Cross-attention (CA), weights",
     "input_saliency": "Input saliency (SM^X)",
     "encoder_saliency": "Encoder saliency (SM^H)",
 }
@@ -55,6 +56,7 @@ COMPRESSION = 0.9  # of Opus: about 30 kbit/s
 RHO_COLOURS = "cividis"
 CONTRAST = -1.5, 3  # standard deviations of the features where the colours of the spectrogram end
 NO_SOUND = "There is no sound for this utterance: give its recording as audio=."
+ALL = "all"  # label of the average of layers or heads
 TOLERANCE = 0.1  # seconds by which maps may reach beyond the sound
 
 FRAME = (
@@ -108,8 +110,12 @@ def explore(
     coloured from its lowest to its highest value. A variable (token, time, mel) is reduced to encoder steps by the
     maximum, as for the correlation, and the cells of the selected token are shown, too.
 
+    The page opens with CA standardised over tokens, as in `xattn.figures.heatmaps`: averaged over layers and heads, and
+    without special tokens, whose rows are 0. The attention weights show every layer and head.
+
     Clicking a token plays its stretch: the shortest one, of at least 0.2 s, that holds half of its row. What counts is
-    the part of each value above the row's mean, because saliency is rarely 0.
+    the part of each value above the row's mean, because saliency is rarely 0. The stretch of a word is that of the mean
+    row of its tokens, without punctuation.
 
     Values are stored in 8 bits. A value read on the page is off by at most 1/255 of the range of its attribution.
 
@@ -125,12 +131,15 @@ def explore(
         An Explorer, which JupyterLab shows; `.save("explorer.html")` writes the page.
 
     Raises:
-        ValueError: there are no maps, a dataset is not maps, or the audio is not what the maps explain.
-        FileNotFoundError: the folder or the recording does not exist.
+        ValueError: there are no maps, a dataset is not maps, the audio is not what the maps explain, or a list of
+            utterances holds none of those that the maps explain.
+        FileNotFoundError: a folder or the recording does not exist.
         OSError, TypeError: see `xattn.audio.load_audio`.
     """
     if isinstance(maps, str | PathLike) and deletions is None and (Path(maps) / "deletion").is_dir():
         deletions = Path(maps) / "deletion"
+    if deletions is not None and not Path(deletions).is_dir():
+        raise FileNotFoundError(f"{deletions} is no folder: give the folder that deletion_curves wrote as deletions=.")
     sounds, utterances, chunks, first = _sounds(audio), {}, {}, None
     for each in tqdm(_datasets(maps), desc="explorer", unit=" maps", delay=3, file=sys.stdout):
         each = _checked(each)
@@ -147,6 +156,11 @@ def explore(
         records.append(_condition(each, records) | {"chunk": _add(chunks, _record(each, deletions, chunks))})
     if first is None:
         raise ValueError("There are no maps to explore: give a dataset of xattn.explain, or a folder of maps.")
+    if isinstance(sounds, dict) and not any(id in sounds for id, _ in utterances):
+        raise ValueError(
+            f"audio holds no utterance {first.utterance}, nor any other that the maps explain: give the utterances of "
+            "their corpus and split."
+        )
     return Explorer(_document(list(utterances.values()), chunks), first)
 
 
@@ -160,26 +174,38 @@ def _datasets(maps: xr.Dataset | Iterable[xr.Dataset] | str | PathLike) -> Itera
             raise FileNotFoundError(f"{folder} is no folder: give the folder that xattn.explain_corpus wrote.")
         runs = sorted(path.relative_to(folder).parts[:2] for path in folder.glob(f"*/*/{INDEX}"))
         if not runs:
+            for levels, pattern in enumerate((f"*/{INDEX}", INDEX)):
+                if any(folder.glob(pattern)):
+                    whole = folder.resolve().parents[levels]
+                    raise ValueError(f"{folder} holds only a part of the maps: give {whole}.")
             raise ValueError(f"{folder} holds no finished run of xattn.explain_corpus: make maps first.")
         return chain.from_iterable(load_maps(folder, *run) for run in runs)
     if isinstance(maps, Iterable) and not isinstance(maps, xr.DataArray | np.ndarray):
         return maps
-    raise TypeError(f"maps is a {type(maps).__name__}: give a dataset of xattn.explain, several, or a folder.")
+    raise TypeError(f"maps is of type {type(maps).__name__}: give a dataset of xattn.explain, several, or a folder.")
 
 
 def _checked(maps: xr.Dataset) -> xr.Dataset:
     """Maps with the axis token, which a selection of one token lacks. TypeError, ValueError: they are no maps."""
     if not isinstance(maps, xr.Dataset):
-        raise TypeError(f"maps holds a {type(maps).__name__}: give datasets of xattn.explain.")
+        raise TypeError(f"maps holds an object of type {type(maps).__name__}: give datasets of xattn.explain.")
     missing = [name for name in ("cross_attention", "token", "time", "step_start") if name not in maps]
     missing += [name for name in ("model", "setting", "utterance") if name not in maps.attrs]
     if missing:
         raise ValueError(f"The dataset has no {', '.join(missing)}, so it holds no maps: give one of xattn.explain.")
-    for axis in ("token", "time", "step"):
+    banded = [maps[name] for name in ("features", "input_saliency") if name in maps]
+    lost = [axis for axis in ("time", "step") if axis not in maps.dims]
+    lost += ["mel"] * any("mel" not in array.dims for array in banded)
+    if lost:
+        raise ValueError(f"The maps of {maps.utterance} have lost their axis {lost[0]}: select with a list or slice.")
+    for axis in ("token", "time", "step", *["mel"] * bool(banded)):
         if not maps[axis].size:
             raise ValueError(f"The maps of {maps.utterance} have no {axis} left: select at least one.")
-        if axis not in maps.dims and axis != "token":
-            raise ValueError(f"The maps of {maps.utterance} have lost their axis {axis}: select with a list or slice.")
+    for axis in ("time", "step"):
+        if (np.diff(maps[axis].values) <= 0).any():
+            raise ValueError(
+                f'The axis {axis} of the maps of {maps.utterance} does not ascend: sort it with maps.sortby("{axis}").'
+            )
     if "token" not in maps.dims:
         features = {name: maps[name] for name in ("features",) if name in maps}
         words = {"word": ("token", np.atleast_1d(maps.word.values))} if "word" in maps.coords else {}
@@ -213,6 +239,8 @@ def _entry(maps: xr.Dataset, sounds: Utterance | dict[str, Utterance] | None, ch
     elif utterance is not None:
         samples = _samples(utterance, maps)
     else:
+        if sounds is not None:
+            entry["message"] = f"There is no sound, because audio holds no utterance {maps.utterance}."
         return entry
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=COMPRESSION)
@@ -252,6 +280,9 @@ def _record(maps: xr.Dataset, deletions: str | PathLike | None, chunks: dict[str
     numbers = selected_word_numbers(maps) if "word" in maps.coords else np.arange(len(tokens))
     groups = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     words = [spelled([tokens[i] for i in group]) for group in groups]
+    kinds = token_kinds(tokens)
+    content = [rows if (rows := group[kinds[group] != PUNCTUATION]).size else group for group in groups]
+    several, further = [rows for rows in content if len(rows) > 1], count(len(tokens))
     spoken = [row for row, group in enumerate(groups) if tokens[group[0]] not in SPECIAL_TOKENS]
     reference = maps.attrs.get("reference", "")
     complete = _letters("".join(words[row] for row in spoken)) == _letters(maps.attrs.get("hypothesis", ""))
@@ -271,14 +302,23 @@ def _record(maps: xr.Dataset, deletions: str | PathLike | None, chunks: dict[str
         {
             "tokens": tokens,
             "words": [
-                {"text": word, "differs": sign == "+", "tokens": group.tolist()}
-                for word, sign, group in zip(words, signs, groups, strict=True)
+                {
+                    "text": word,
+                    "differs": sign == "+",
+                    "tokens": group.tolist(),
+                    "content": rows.tolist(),
+                    "stretch": next(further) if len(rows) > 1 else int(rows[0]),
+                }
+                for word, sign, group, rows in zip(words, signs, groups, content, strict=True)
             ],
             "reference": [change for change in changes if change[0] != "+"],
             "notes": notes,
             "span": [start, start + hop * maps.sizes["time"]],
             "features": _add(chunks, _features(maps)) if "features" in maps else None,
-            "attributions": [_attribution(maps, name, packed, chunks) for name in _attributions(maps)],
+            "attributions": [
+                *_standardised_attention(maps, several, packed),
+                *(_attribution(maps, name, several, packed, chunks) for name in _attributions(maps)),
+            ],
             "deletions": deleted,
         }
     )
@@ -350,42 +390,95 @@ def _attributions(maps: xr.Dataset) -> list[str]:
     return sorted(drawn, key=lambda name: [*TITLES, name].index(name))
 
 
-def _attribution(maps: xr.Dataset, name: str, packed: "Packed", chunks: dict[str, str]) -> dict:
+def _standardised_attention(maps: xr.Dataset, words: list[np.ndarray], packed: "Packed") -> list[dict]:
+    """CA as `figures.heatmaps` draws it, averaged and standardised over tokens; nothing for fewer than two tokens.
+
+    Only the average is stored, as every layer and head would double the size of the page. Rows of special tokens are 0.
+    """
+    spoken = ~np.isin(maps.token.values, SPECIAL_TOKENS)
+    if spoken.sum() < 2:
+        return []
+    kept = [name for name in ("cross_attention", "padding_attention") if name in maps]
+    averaged = maps.assign({name: _by_head(maps[name]).mean("head").mean("layer") for name in kept})
+    attention = averaged.cross_attention
+    values = np.zeros((1, 1, *attention.shape))
+    values[0, 0, spoken] = normalised_attention(attention).values
+    facts = ["Each step is standardised over the tokens, as for rho."]
+    if not spoken.all():
+        facts.append("Special tokens such as </s> are left out, so their rows are empty.")
+    if maps.cross_attention.size > attention.size:
+        facts.append("Choose a head in the table to see its weights.")
+    return [
+        {
+            "name": "standardised_attention",
+            "title": "Cross-attention (CA), standardised over tokens",
+            "unit": "standard deviations",
+            "facts": facts,
+            "layers": _labels(maps.cross_attention, "layer")[-1:],
+            "heads": _labels(maps.cross_attention, "head")[-1:],
+            "cells": None,
+            **_rows(values, *_columns(attention), words, SHADES, packed),
+            **_about_heads(averaged, "cross_attention", packed),
+        }
+    ]
+
+
+def _attribution(
+    maps: xr.Dataset, name: str, words: list[np.ndarray], packed: "Packed", chunks: dict[str, str]
+) -> dict:
     """One attribution: its rows for every layer, head and average, their stretches, and what is known about it."""
     array, cells = maps[name], None
     if not np.isfinite(array.values).all():
         raise ValueError(f"{name} of {maps.utterance} holds values that are not finite: leave it out, or fill them.")
-    heads = bool({"layer", "head"} & set(array.dims))
+    heads = bool({"layer", "head"} & set(array.dims)) or name == "cross_attention"
     if "mel" in array.dims:
         if (array != array.isel(mel=0)).any():  # without bands, the rows show everything
             cells = _cells(array.transpose("token", "time", "mel").values, packed, chunks)
         array = on_steps(array, maps)
-    starts, ends = _columns(array)
     values = _by_head(array).values.astype(np.float64)
-    layers, labels = (_labels(maps, axis) if heads else [] for axis in ("layer", "head"))
     if heads:
         values = with_averages(values)
-    levels, scale = quantised(values, SHADES if heads else LEVELS)
     return {
         "name": name,
         "title": TITLES.get(name, name.replace("_", " ")),
         "unit": _unit(maps, name),
         "facts": _facts(maps, name),
-        "layers": layers,
-        "heads": labels,
-        "values": packed.add(levels),
-        **packed.add_all(scale),
-        "starts": packed.add(starts),
-        "ends": packed.add(ends),
-        "stretches": packed.add(stretches(values, starts, ends).astype(np.uint16)),
+        "layers": _labels(array, "layer") if heads else [],
+        "heads": _labels(array, "head") if heads else [],
         "cells": cells,
+        **_rows(values, *_columns(array), words, SHADES if heads else LEVELS, packed),
         **(_about_heads(maps, name, packed) if heads else {}),
     }
 
 
-def _labels(maps: xr.Dataset, axis: str) -> list[int]:
-    """The numbers of the layers or heads; an array without that axis has one."""
-    return np.atleast_1d(maps[axis].values).tolist() if axis in maps.coords else [1]
+def _rows(
+    values: np.ndarray, starts: np.ndarray, ends: np.ndarray, words: list[np.ndarray], least: int, packed: "Packed"
+) -> dict:
+    """Values (layer, head, token, columns), quantised, and their stretches: those of tokens, then those of words.
+
+    A stretch is stored as its first column and the number of columns after it.
+
+    words: for each word of several tokens, the tokens whose mean has its stretch.
+    """
+    levels, scale = quantised(values, least)
+    means = [values[:, :, rows].mean(axis=2) for rows in words]
+    found = stretches(np.stack([*np.moveaxis(values, 2, 0), *means], axis=2), starts, ends)
+    found[..., 1] -= found[..., 0]  # lengths compress better than ends
+    return {
+        "values": packed.add(levels),
+        **packed.add_all(scale),
+        "starts": packed.add(starts),
+        "ends": packed.add(ends),
+        "stretches": packed.add(found.astype(np.min_scalar_type(len(ends)))),
+    }
+
+
+def _labels(array: xr.DataArray, axis: str) -> list[int | str]:
+    """The numbers of the layers or heads and "all" for their average; "" if the array has lost the axis."""
+    if axis not in array.dims and axis not in array.coords:
+        return [""]
+    numbers = np.atleast_1d(array[axis].values).tolist()
+    return numbers + [ALL] * (len(numbers) > 1)
 
 
 def _by_head(array: xr.DataArray) -> xr.DataArray:
@@ -406,10 +499,12 @@ def _columns(array: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
 def with_averages(values: np.ndarray) -> np.ndarray:
     """Append averages to (layer, head, ...): the last layer is the average of the layers, the last head of the heads.
 
-    Returns (layer + 1, head + 1, ...). Heads are averaged first, as for rho.
+    Returns (layer + 1, head + 1, ...); an axis of length 1 stays as it is. Heads are averaged first, as for rho.
     """
-    values = np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
-    return np.concatenate([values, values.mean(axis=0, keepdims=True)])
+    for axis in (1, 0):
+        if values.shape[axis] > 1:
+            values = np.concatenate([values, values.mean(axis=axis, keepdims=True)], axis=axis)
+    return values
 
 
 def _about_heads(maps: xr.Dataset, name: str, packed: "Packed") -> dict:
@@ -422,7 +517,9 @@ def _about_heads(maps: xr.Dataset, name: str, packed: "Packed") -> dict:
             rho = correlate(_by_head(maps[name]), maps.input_saliency)
             top = np.concatenate([rho.by_layer_and_head, rho.by_layer.values[:, None]], axis=1)
             bottom = np.append(rho.by_head, rho.overall)
-            found["rho"] = packed.add(np.vstack([top, bottom]).astype(np.float32))
+            both = np.vstack([top, bottom]).astype(np.float32)
+            rows, columns = (size + (size > 1) for size in rho.by_layer_and_head.shape)  # as in with_averages
+            found["rho"] = packed.add(both[:rows, :columns])
         except ValueError as error:
             found["silent"] = f"rho is unknown: {error}"
     if name == "cross_attention" and "padding_attention" in maps:
