@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from reproduction.conditions import progress
 from reproduction.methods import BASELINES, METHODS, RANDOM, STORED, Explained, methods_of
 from xattn.analysis.correlation import correlate, normalised_saliency
 from xattn.analysis.faithfulness import COLUMNS, areas, curve_rows, sentence_map, size, texts_without
@@ -133,10 +134,10 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
     """
     maps, forced, measures, texts = each.maps, each.forced, {}, {}
     hidden, changes = effects(forced, maps)
-    found = {name: METHODS[name](each) for name in names}
+    found = {name: METHODS[name](each) for name in progress(names, f"Attributions of {maps.utterance}")}
     flat = {name: compared(attribution, maps) for name, attribution in found.items()}
     blank = texts_without(forced.model, maps, None)
-    for name, attribution in found.items():
+    for name, attribution in progress(found.items(), f"Measures of {maps.utterance}"):
         measures[name] = {
             "completeness error": attribution.attrs.get("completeness_error", np.nan),
             "size": size(min_max(drop_special_tokens(attribution).values)[0])[1],
@@ -174,7 +175,7 @@ def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[st
         "stability: masks": replace(each, seed=each.seed + 1),
     }
     measures = {}
-    for name, attribution in found.items():
+    for name, attribution in progress(found.items(), f"Checks of {maps.utterance}"):
         if name in STORED:
             place = "input" if name.startswith("SM^X") else "encoder"
             measures[name] = {"stability: masks": maps.attrs[f"{place}_reliability"]}
@@ -197,7 +198,7 @@ def costs(each: Explained, names: Sequence[str]) -> dict[str, dict[str, float]]:
     searching = _seconds(lambda: forced.model.generate(forced.features[None], maps.setting))
     passing = _seconds(lambda: effects(forced, maps)) / MASKS
     measures = {}
-    for name in names:
+    for name in progress(names, f"Costs of {maps.utterance}"):
         if name not in STORED:
             measures[name] = {"cost": _seconds(lambda name=name: METHODS[name](each)) / searching}
         elif name.startswith("SM^X"):
