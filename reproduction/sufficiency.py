@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from scipy import stats
 
+from reproduction.conditions import progress
 from reproduction.judging import word_boundaries
 from xattn.analysis.correlation import correlate
 from xattn.analysis.cues import cues
@@ -163,16 +164,18 @@ def recordings(model: S2TModel, corpus: Sequence[Utterance], direction: str) -> 
         the loops, and `not_speech`. The cues are NaN where the model wrote fewer than two tokens.
     """
     audios = [each.audio() for each in corpus]
-    texts = [_written(model, audio, direction) for audio in audios]
-    speech = [cues_of_recording(model, audio, direction, text) for audio, text in zip(audios, texts, strict=True)]
+    texts = [_written(model, audio, direction) for audio in progress(audios, "Recordings transcribed")]
+    pairs = progress([*zip(audios, texts, strict=True)], "Cues of recordings")
+    speech = [cues_of_recording(model, audio, direction, text) for audio, text in pairs]
     others = [("another text", audio, text) for audio, text in zip(audios, [*texts[1:], texts[0]], strict=True)]
     longest = max(map(len, audios))  # what the model surely takes
     unspoken = [("loop", looped(audio)) for audio in audios] + [*not_speech(len(audios))]
     unspoken = [(kind, audio[:longest]) for kind, audio in unspoken]
+    unspoken = progress(unspoken, "Recordings without speech transcribed")
     others += [(kind, audio, _written(model, audio, direction)) for kind, audio in unspoken]
     rows = [
         {"kind": kind, "written": text} | ((text and cues_of_recording(model, audio, direction, text)) or {})
-        for kind, audio, text in others
+        for kind, audio, text in progress(others, "Cues of recordings without speech")
     ]
     return pd.DataFrame([each for each in speech if each]), pd.DataFrame(rows)
 
