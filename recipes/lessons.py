@@ -1,7 +1,7 @@
 """Make the small maps of Whisper that the lessons read where the reader has no model of their own.
 
 `python -m recipes.lessons data/whisper/faster-whisper-tiny.en` explains four recordings of the corpus and writes their
-maps to data/lessons, without the variables that no lesson reads. It takes about ten minutes on one core.
+maps to data/lessons, without the variables that no lesson reads.
 """
 
 import argparse

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
-from scipy import stats
 
 from reproduction.tables import ROOT
 from xattn.analysis.correlation import correlate, normalised_attention, normalised_saliency
@@ -23,10 +22,10 @@ from xattn.analysis.forced_faithfulness import values_without
 from xattn.analysis.localisation import peak_distances, token_times
 from xattn.analysis.normalisation import standardise
 from xattn.analysis.reliability import converged
-from xattn.attribution.estimators import estimate
+from xattn.analysis.sanity import planted_auc, planted_map, roc_area
 from xattn.attribution.forced import Forced
-from xattn.attribution.occlusion import Masks, Partition, divergence_from
-from xattn.attribution.segments import PARTITIONS, partition
+from xattn.attribution.occlusion import divergence_from
+from xattn.attribution.segments import PARTITIONS
 from xattn.attribution.settings import Occlusion
 from xattn.audio import FRAME_SECONDS
 from xattn.data.corpus import load_corpus
@@ -115,38 +114,12 @@ def planted_cells(features: xr.DataArray) -> xr.DataArray:
     return cells
 
 
-def planted_map(
-    planted: np.ndarray, features: xr.DataArray, masks: int, p: float, kind: str = "superpixels"
-) -> tuple[np.ndarray, float]:
-    """The map of an imitated model that depends on planted cells only, and the area under its ROC curve.
-
-    The model scores a mask by the square of the share of the planted cells that it hides, as in
-    `xattn.analysis.sanity.planted_auc`.
-
-    Args:
-        planted: bool (time, mel).
-        masks, p: the number of masks, and the probability that a mask hides a unit.
-        kind: the partition, see `xattn.attribution.segments`.
-
-    Returns:
-        The mean score of the masks that hide a cell, (time, mel); and the probability that a planted cell has a higher
-        score than another one, 0.5 by chance.
-    """
-    drawn = Masks(Partition.of(partition(features.values, kind, FRAME_SECONDS)), masks, p, 0, "planted")
-    levels, hidden = drawn.draw(0, masks)
-    labels = drawn.partition.labels[:, planted]
-    shares = [hidden[row, labels[level]].mean() for row, level in enumerate(levels)]
-    cells = estimate(np.square(shares)[:, None], drawn).cells(drawn.partition.labels)[0]
-    higher = stats.mannwhitneyu(cells[planted], cells[~planted]).statistic
-    return cells, float(higher / (planted.sum() * (~planted).sum()))
-
-
-def planted_figure(planted: xr.DataArray, features: xr.DataArray, numbers: Sequence[int], p: float = 0.5) -> Figure:
+def planted_figure(planted: xr.DataArray, features: xr.DataArray, numbers: Sequence[int]) -> Figure:
     """Draw the planted cells and the maps of so many masks."""
     drawn = {"planted cells": planted.values.astype(float)}
     for number in numbers:
-        cells, found = planted_map(planted.values, features, number, p)
-        drawn[f"{number} masks, area {found:.2f}"] = cells
+        cells = planted_map(features.values, planted.values, "superpixels", number)
+        drawn[f"{number} masks, area {roc_area(cells, planted.values):.2f}"] = cells
     with matplotlib.rc_context(STYLE):
         figure = Picture(figsize=(3 * len(drawn), 2.2), layout="constrained")
         for axes, (title, cells) in zip(figure.subplots(1, len(drawn), sharey=True), drawn.items(), strict=True):
@@ -163,7 +136,7 @@ def check_masks(answer, planted: xr.DataArray, features: xr.DataArray) -> tuple[
     wanted = "(masks, p) with 2 to 500 masks and p from 0.01 to 0.99"
     number, p = numbers_of(answer, wanted, (2, 500), (0.01, 0.99))
     number = whole(number, wanted)
-    found = planted_map(planted.values, features, number, p)[1]
+    found = roc_area(planted_map(features.values, planted.values, "superpixels", number, p=p), planted.values)
     measured = f"{number} masks with p = {p:g} find the planted cells with an area of {found:.3f}; 0.95 is enough."
     return found >= 0.95, measured, "Hint: more masks average out what else each mask hides."
 
@@ -179,7 +152,7 @@ def check_planted_for_windows(answer, features: xr.DataArray) -> tuple[bool, str
         raise CannotMeasure(
             f"give True and False of the shape {features.shape}, with at least 100 and at most half True."
         )
-    found = planted_map(planted, features, 120, 0.5, "windows")[1]
+    found = planted_auc(features.values, planted, "windows", 120)
     measured = f"120 masks of windows find your cells with an area of {found:.3f}; 0.98 is enough."
     return found >= 0.98, measured, "Hint: a window hides all bands of its time at once, so it cannot tell them apart."
 

@@ -19,7 +19,6 @@ from recipes.lessons import RECORDINGS
 from reproduction import lessons
 from reproduction.tables import ROOT
 from xattn.analysis.correlation import correlate_all
-from xattn.analysis.sanity import planted_auc
 from xattn.attribution.forced import Forced
 from xattn.attribution.occlusion import kl_divergence
 from xattn.data.corpus import load_corpus
@@ -224,14 +223,6 @@ def test_a_wrong_answer_gets_the_measurement_and_a_hint(name, answer, given, cap
     check, others = given[name]
     check(answer, *others)
     assert " Hint: " in capsys.readouterr().out.removeprefix("Not yet: ")
-
-
-@pytest.mark.parametrize(("number", "kind"), [(60, "superpixels"), (60, "windows")])
-def test_planted_maps_have_the_area_that_the_library_finds(number, kind, stored):
-    features = stored[0].features
-    planted = lessons.planted_cells(features).values
-    area = lessons.planted_map(planted, features, number, 0.5, kind)[1]
-    assert area == pytest.approx(planted_auc(features.values, planted, kind, number))
 
 
 def test_the_hit_rate_counts_peaks_inside_the_spoken_word(made):

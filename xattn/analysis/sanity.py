@@ -46,19 +46,34 @@ def randomised(model: S2TModel, layers: Sequence[str], seed: int = 0) -> S2TMode
     return changed
 
 
-def planted_auc(features: np.ndarray, truth: np.ndarray, kind: str, number: int, estimator: str = "mean") -> float:
-    """How well a map finds the cells that an imitated model depends on: the area under the ROC curve, 0.5 to 1.
+def planted_map(
+    features: np.ndarray, truth: np.ndarray, kind: str, number: int, estimator: str = "mean", p: float = 0.5
+) -> np.ndarray:
+    """The map (time, mel) of an imitated model that depends on planted cells only.
 
     The imitated model scores a perturbation by the square of the share of these cells that it hides.
 
     Args:
         features: (time, mel), which superpixels are made of, at 100 frames a second.
-        truth: bool (time, mel).
+        truth: bool (time, mel), the planted cells.
         kind, number, estimator: the partition, the number of perturbations and the estimator of the map.
+        p: the probability that a perturbation hides a unit.
     """
-    masks = Masks(Partition.of(partition(features, kind, FRAME_SECONDS)), number, 0.5, 0, "planted")
+    masks = Masks(Partition.of(partition(features, kind, FRAME_SECONDS)), number, p, 0, "planted")
     levels, hidden = masks.draw(0, number)
     labels = masks.partition.labels[:, truth]  # (level, cells)
     shares = [hidden[row, labels[level]].mean() for row, level in enumerate(levels)]
-    cells = estimate(np.square(shares)[:, None], masks, estimator).cells(masks.partition.labels)[0]
+    return estimate(np.square(shares)[:, None], masks, estimator).cells(masks.partition.labels)[0]
+
+
+def roc_area(cells: np.ndarray, truth: np.ndarray) -> float:
+    """The area under the ROC curve of a map: the probability that a true cell has a higher value than another one.
+
+    cells, truth: any shape, float and bool. 0.5 is chance.
+    """
     return float(stats.mannwhitneyu(cells[truth], cells[~truth]).statistic / (truth.sum() * (~truth).sum()))
+
+
+def planted_auc(features: np.ndarray, truth: np.ndarray, kind: str, number: int, estimator: str = "mean") -> float:
+    """`roc_area` of `planted_map`, which takes the same arguments."""
+    return roc_area(planted_map(features, truth, kind, number, estimator), truth)
