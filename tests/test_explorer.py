@@ -24,7 +24,8 @@ import xattn
 from xattn import store
 from xattn.analysis.correlation import normalised_attention
 from xattn.analysis.faithfulness import VERSION, masked_inputs, ranking, save_texts, sentence_maps
-from xattn.explorer import Explorer, differences, explore, quantised, stretches
+from xattn.explorer import Explorer, explore
+from xattn.explorer_record import differences, quantised, stretches
 from xattn.files import hash_value
 from xattn.maps import on_steps, padding_share
 

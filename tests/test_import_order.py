@@ -14,7 +14,8 @@ LAYERS = (
     ("maps",),
     ("analysis", "store"),
     ("explain", "figures", "released", "words"),
-    ("runs", "workers", "explorer"),
+    ("runs", "workers", "explorer_record"),
+    ("explorer",),
     ("__init__",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
