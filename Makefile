@@ -33,10 +33,10 @@ IS_RECENT := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 RECENT = $(shell for python in $(PYTHON); do "$$python" -c '$(IS_RECENT)' 2>/dev/null && echo "$$python" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dry reproduce report verify accept test bench faults lab data train clean
+.PHONY: help setup dry reproduce report verify accept test bench faults lab data train train-regularised clean
 
 help:  ## list the targets and variables
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PROFILE=$(PROFILE)    the profile to run; one of: $(PROFILES)"
 	@echo "  WORKERS=        where utterances are explained: processes (2), Dask (tcp://host:8786) or SLURM (slurm:8)"
@@ -102,6 +102,10 @@ data: $(READY)  ## synthesise the corpus and its training features again
 train: $(READY)  ## train the models again; needs make data
 	@"$$PY" -m recipes.train
 	@"$$PY" -m recipes.card
+
+train-regularised: $(READY)  ## train base further with losses on its attention, and measure the results; needs make data
+	@"$$PY" -m recipes.regularise
+	@"$$PY" -m reproduction.regularisation
 
 clean:  ## delete the executed notebooks, maps and fresh runs of PROFILE, and nothing else
 	rm -rf figures/$(PROFILE)/notebooks figures/$(PROFILE)/maps figures/fresh/$(PROFILE)

@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import time
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from xattn.models.conformer import (
 )
 
 BOS, PAD, EOS = 0, 1, 2  # <s> is also the CTC blank, because the decoder never emits it
+CHECKPOINT = "last.pt"
 CHECKPOINT_SECONDS = 60.0
 OTHER = {"en": "it", "it": "en"}  # the language that each is translated into
 LENGTH_STEP = 8  # frames by which lengths are rounded down; utterances end with at least 10 frames of silence
@@ -116,9 +118,10 @@ class TrainingData:
     """Log-Mel features and texts of the training utterances, in batches of equal length.
 
     folder: holds <language>.npy and <language>.csv, see `recipes.features`; batch_frames: the most frames in a batch.
+    ids: of the utterances to use; by default all.
     """
 
-    def __init__(self, folder: Path, languages: tuple[str, ...], batch_frames: int):
+    def __init__(self, folder: Path, languages: tuple[str, ...], batch_frames: int, ids: Collection[str] | None = None):
         tables = []
         self.features = {}
         for language in languages:
@@ -134,12 +137,17 @@ class TrainingData:
         # All utterances of a batch have the same length, so nothing is padded and few tensor shapes occur. The frames
         # that rounding cuts off belong to the silence at the end.
         self.table["frames"] = self.table.frames // LENGTH_STEP * LENGTH_STEP
-        self.table = self.table[self.table.frames > 0]
+        self.table = self.table[(self.table.frames > 0) & (True if ids is None else self.table.id.isin(ids))]
         self.batches = []
         for frames, group in self.table.groupby("frames"):
             rows = np.random.default_rng(0).permutation(group.index.to_numpy())
             parts = -(-len(rows) * frames // batch_frames)
             self.batches.extend(np.array_split(rows, parts))
+
+    def rows(self, step: int, seed: int) -> np.ndarray:
+        """Return the one of `batches` that a step trains on; every epoch has its own order."""
+        epoch, place = divmod(step, len(self.batches))
+        return self.batches[np.random.default_rng((seed, epoch)).permutation(len(self.batches))[place]]
 
     def batch(self, rows: np.ndarray) -> tuple[list[Tensor], pd.DataFrame]:
         """Return the normalised features (T, F) of each utterance and the rows of the table.
@@ -186,7 +194,15 @@ def ctc_loss(logits: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
     return functional.ctc_loss(log_probs, labels, subsampled(frames), lengths, blank=BOS, zero_infinity=True)
 
 
-def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> dict[str, Tensor]:
+def losses(
+    network,
+    recipe: Recipe,
+    features,
+    transcripts,
+    targets,
+    prompts,
+    attention_loss: Callable[[tuple[Tensor, ...]], Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Compute the training objective (paper, section 4): the weighted sum "loss", and its three parts.
 
     The parts are label-smoothed cross-entropy on the target, CTC on the transcript after an intermediate encoder layer,
@@ -196,6 +212,8 @@ def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> 
         features: (T, F) of each utterance.
         transcripts, targets: token ids of each utterance, without </s>.
         prompts: the decoder's first tokens of each utterance.
+        attention_loss: a function of the cross-attention of each layer, (B, H, I, S). Its value is returned as
+            "attention" and is not part of "loss". The network needs eager attention.
     """
     inputs, frames = pad(features, 0.0)
     attention_mask = (torch.arange(inputs.shape[1], device=inputs.device) < frames[:, None]).long()
@@ -205,7 +223,11 @@ def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> 
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         encoded = network.encoder(inputs, attention_mask)
         output = network(
-            attention_mask=attention_mask, encoder_outputs=encoded, decoder_input_ids=decoder_inputs, use_cache=False
+            attention_mask=attention_mask,
+            encoder_outputs=encoded,
+            decoder_input_ids=decoder_inputs,
+            use_cache=False,
+            output_attentions=attention_loss is not None,
         )
         intermediate, final = network.ctc_logits(encoded.hidden_states)
     cross_entropy = functional.cross_entropy(
@@ -213,7 +235,8 @@ def losses(network, recipe: Recipe, features, transcripts, targets, prompts) -> 
     )
     first, second = ctc_loss(intermediate, frames, transcripts), ctc_loss(final, frames, targets)
     total = cross_entropy + recipe.intermediate_ctc * first + recipe.final_ctc * second
-    return {"loss": total, "cross_entropy": cross_entropy, "intermediate_ctc": first, "final_ctc": second}
+    parts = {"loss": total, "cross_entropy": cross_entropy, "intermediate_ctc": first, "final_ctc": second}
+    return parts if attention_loss is None else parts | {"attention": attention_loss(output.cross_attentions)}
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -347,14 +370,71 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
     torch.manual_seed(recipe.seed)
     network = ConformerForConditionalGeneration(configuration(recipe, tokenizer)).to(device)
     model = ConformerModel(network, tokenizer, recipe.name, weights_hash="in training")
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3)
-    checkpoint, log_path = work / "last.pt", work / "log.csv"
-    step, elapsed, log = 0, 0.0, []
     # The schedule may be extended when training is resumed; the rest of the recipe and the data must stay the same.
     fixed = asdict(replace(recipe, schedule=(), validate_every=0))
     fingerprint = hash_value([fixed, *(hash_file(data / "train" / f"{language}.csv") for language in recipe.languages)])
+    if recipe.encoder_from is not None and not (work / CHECKPOINT).is_file():
+        initialise_encoder(network, data / "models" / recipe.encoder_from)
+    dev = load_dev(model, dev_corpus or data, recipe.languages)
+
+    def translating(step: int) -> bool:
+        return recipe.translation_from is not None and step >= recipe.translation_from
+
+    def objective(step: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng((recipe.seed, step, 1))
+        features, table = training.batch(training.rows(step, recipe.seed))
+        features = [spec_augment(item, generator).to(device) for item in features]
+        translated = np.zeros(len(table), dtype=bool)
+        if translating(step):
+            translated = generator.random(len(table)) < 0.5
+        transcripts, translations = (
+            [torch.tensor(ids, device=device) for ids in tokenizer.encode(list(texts))]
+            for texts in (table.transcript, table.translation)
+        )
+        targets = [b if t else a for a, b, t in zip(transcripts, translations, translated, strict=True)]
+        written = [OTHER[own] if t else own for own, t in zip(table.language, translated, strict=True)]
+        return losses(network, recipe, features, transcripts, targets, [model.prompt(w) for w in written])
+
+    optimise(
+        model, recipe, work, fingerprint, objective, lambda step: validate(model, *dev, translate=translating(step - 1))
+    )
+    export(model, recipe, work, data / "models" / recipe.name)
+
+
+def load_dev(model: ConformerModel, folder: Path, languages: Collection[str]) -> tuple[dict, dict]:
+    """Return the utterances and the features (T, F) of the dev part of a corpus by language, for `validate`."""
+    dev = {language: load_corpus(folder, language=language, split="dev") for language in languages}
+    return dev, {
+        language: [model.features(u.audio()).cpu() for u in utterances] for language, utterances in dev.items()
+    }
+
+
+def optimise(
+    model: ConformerModel,
+    recipe: Recipe,
+    work: Path,
+    fingerprint: str,
+    objective: Callable[[int], dict[str, Tensor]],
+    validated: Callable[[int], dict[str, float]],
+) -> None:
+    """Train a network for the steps of a recipe; resume from a checkpoint if there is one.
+
+    Args:
+        model: its network is trained in place.
+        work: the folder of the checkpoint and of the log.
+        fingerprint: of everything but the schedule that determines the run.
+        objective: returns the losses of a step: "loss", which is minimised, and others for the log. Its random numbers
+            may depend only on the step, or be those of torch, which are seeded for each step.
+        validated: returns the scores on dev after a number of steps.
+
+    Raises:
+        SystemExit: the checkpoint has another fingerprint.
+    """
+    network, checkpoint = model.network, work / CHECKPOINT
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=1e-3)
+    step, elapsed, log = 0, 0.0, []
     if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
         if state.get("begun", fingerprint) != fingerprint:
             raise SystemExit(
                 f"{work} holds a checkpoint of another recipe or other training data: move it away to start again."
@@ -363,31 +443,12 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed, log = state["step"], state["seconds"], state["log"]
         print(f"{recipe.name}: resuming at step {step} of {recipe.steps}", flush=True)
-    elif recipe.encoder_from is not None:
-        initialise_encoder(network, data / "models" / recipe.encoder_from)
-    dev = {language: load_corpus(dev_corpus or data, language=language, split="dev") for language in recipe.languages}
-    dev_features = {language: [model.features(u.audio()).cpu() for u in corpus] for language, corpus in dev.items()}
     started = saved = time.monotonic()
     while step < recipe.steps:
         # The random numbers of a step depend only on the step, so a resumed run equals an uninterrupted one.
-        epoch, place = divmod(step, len(training.batches))
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(training.batches))
-        generator = np.random.default_rng((recipe.seed, step, 1))
         torch.manual_seed(recipe.seed * 1_000_003 + step)
-        features, table = training.batch(training.batches[order[place]])
-        features = [spec_augment(item, generator).to(device) for item in features]
-        translated = np.zeros(len(table), dtype=bool)
-        translating = recipe.translation_from is not None and step >= recipe.translation_from
-        if translating:
-            translated = generator.random(len(table)) < 0.5
-        transcripts, translations = (
-            [torch.tensor(ids, device=device) for ids in tokenizer.encode(list(texts))]
-            for texts in (table.transcript, table.translation)
-        )
-        targets = [b if t else a for a, b, t in zip(transcripts, translations, translated, strict=True)]
-        written = [OTHER[own] if t else own for own, t in zip(table.language, translated, strict=True)]
         network.train()
-        parts = losses(network, recipe, features, transcripts, targets, [model.prompt(w) for w in written])
+        parts = objective(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step + 1, recipe)
         optimizer.zero_grad()
@@ -402,15 +463,14 @@ def train(recipe: Recipe, data: Path, device: str = "cpu", dev_corpus: Path | No
             )
             if step % recipe.validate_every == 0 or step == recipe.steps:
                 network.eval()
-                log[-1] |= validate(model, dev, dev_features, translate=translating)
+                log[-1] |= validated(step)
             print(f"{recipe.name}: " + ", ".join(f"{key} {value}" for key, value in log[-1].items()), flush=True)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or step == recipe.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with replacing(checkpoint) as temporary:
                 torch.save(state | {"begun": fingerprint, "step": step, "seconds": seconds, "log": log}, temporary)
-            pd.DataFrame(log).to_csv(log_path, index=False)
+            pd.DataFrame(log).to_csv(work / "log.csv", index=False)
             saved = time.monotonic()
-    export(model, recipe, work, data / "models" / recipe.name)
 
 
 def export(model: ConformerModel, recipe: Recipe, work: Path, folder: Path) -> None:

@@ -159,6 +159,13 @@ STEPS = (
         on_request=True,
     ),
     Step(
+        "45_regularisation",
+        ("profile", "output", "data"),
+        ("regularisation.csv", "regularisation.png"),
+        folder="beyond",
+        on_request=True,
+    ),
+    Step(
         "90_findings",
         (*READ, "conditions", "reference"),
         ("findings.csv",),

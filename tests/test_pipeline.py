@@ -569,7 +569,10 @@ def test_profile_of_released_maps_runs_the_steps_that_need_only_maps(root):
     assert set(needs.values()) == {("11_released",)}
     usual = tuple(step for step in STEPS if not step.on_request)
     assert steps_of(PROFILE | {"beyond": [], "paper": True}, root) == usual
-    everything = PROFILE | {"beyond": ["42_resolution", "43_methods", "44_sufficiency"], "paper": True}
+    everything = PROFILE | {
+        "beyond": ["42_resolution", "43_methods", "44_sufficiency", "45_regularisation"],
+        "paper": True,
+    }
     assert steps_of(everything, root) == STEPS
     assert {*STEPS} - {*steps_of(everything | {"reliability": 0.8}, root)} == {
         step for step in STEPS if step.notebook == "28_estimators"
@@ -709,7 +712,8 @@ def test_a_profile_chooses_partitions_utterances_of_each_model_and_further_noteb
     path.write_text(yaml.safe_dump(given | {"profile": "own", "beyond": ["49_none"]}), encoding="utf-8")
     with pytest.raises(
         ValueError,
-        match=r"^The profile own: beyond names 49_none; choose among 42_resolution, 43_methods, 44_sufficiency\.$",
+        match=r"^The profile own: beyond names 49_none; choose among 42_resolution, 43_methods, "
+        r"44_sufficiency, 45_regularisation\.$",
     ):
         run(path, dry_run=True, figures=str(tmp_path))
 
