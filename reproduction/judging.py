@@ -33,9 +33,12 @@ VERSION = 2  # of the numbers: raise it with any change that moves them
 INAUDIBLE = -40.0  # dB: the level of the noise that should not change a map, relative to the speech
 STANDARDISED = ", standardised"  # what follows a method's name if its steps are standardised over tokens
 REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
+PLAIN = "attention: all heads"  # the paper's average
 PREVIOUS = "previous tokens"  # no map of the input: nats without the audio, and without the text before a token
 CHECKED = 4  # utterances that are explained again, for `checks` and `costs`
 WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
+MEANS = ["method", "measure", "value", "low", "high", "n"]  # columns
+DIFFERENCES = ["method", "measure", "minus", "value", "low", "high", "n"]
 
 
 def steps_of(attribution: xr.DataArray, maps: xr.Dataset, name: str) -> xr.DataArray:
@@ -229,7 +232,7 @@ def best_on_others(stored: Sequence[xr.Dataset]) -> list[tuple[int, tuple[int, i
 
 def compare_methods(
     model: S2TModel, stored: Iterable[xr.Dataset], corpus: Iterable[Utterance], folder: Path, step: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Judge all methods on the maps of one condition.
 
     Args:
@@ -237,36 +240,37 @@ def compare_methods(
         step: per cent of the cells between two points of deletion with decoding.
 
     Returns:
-        A long table: model, condition (a direction), method, measure, value (the mean over utterances, or an area
-        of the corpus), low, high (95 %), n; and the mean similarity of all pairs: model, condition, first, second,
-        value, n.
+        Three long tables. The methods: model, condition (a direction), method, measure, value (the mean over
+        utterances, or an area of the corpus), low, high (95 %), n. Differences on the same utterances from the best
+        method of each measure and from PLAIN: the same columns and minus, the subtracted method. The mean similarity
+        of all pairs: model, condition, first, second, value, n.
     """
     stored, utterances = list(stored), {each.id: each for each in corpus}
     names, rows, matrices, curves = methods_of(model, stored[0]), [], [], []
     for number, (maps, (layer, head)) in enumerate(zip(stored, best_on_others(stored), strict=True)):
         each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
         numbers = _stored_numbers(each, names, folder, step, number < CHECKED)
-        rows += [(method, name, value) for method, own in numbers["measures"].items() for name, value in own.items()]
-        without = previous_tokens(each.forced, maps).attrs
-        rows += [(PREVIOUS, f"without {what}", value) for what, value in without.items()]
+        measures = numbers["measures"] | {
+            PREVIOUS: {f"without {what}": value for what, value in previous_tokens(each.forced, maps).attrs.items()}
+        }
+        rows += [(method, name, number, value) for method, own in measures.items() for name, value in own.items()]
         matrices.append(numbers["similarity"])
         if maps.reference:
             for name, texts in numbers["texts"].items():
                 curves += curve_rows(maps, name, np.nan, [maps.hypothesis, *texts], step)
         print(f"{maps.model} {maps.setting} {number + 1}/{len(stored)} {maps.utterance}", flush=True)
-    table = pd.DataFrame(rows, columns=["method", "measure", "value"]).dropna()
-    found = [
-        (*key, *mean_interval(part.value), len(part)) for key, part in table.groupby(["method", "measure"], sort=False)
-    ]
-    table = pd.DataFrame(found, columns=["method", "measure", "value", "low", "high", "n"])
+    values = pd.DataFrame(rows, columns=["method", "measure", "utterance", "value"]).dropna()
+    table, differences = _means(values)
     if curves:
-        areas_of_curves = _areas(pd.DataFrame(curves, columns=COLUMNS), stored[0].setting)
-        table = pd.concat([table, areas_of_curves], ignore_index=True)
+        of_areas = _areas(pd.DataFrame(curves, columns=COLUMNS), stored[0].setting)
+        table, differences = (
+            pd.concat(pair, ignore_index=True) for pair in zip((table, differences), of_areas, strict=True)
+        )
     condition = {"model": stored[0].model, "condition": stored[0].setting}
     mean = np.mean(matrices, axis=0)
     pairs = [(a, b, mean[i, j], len(stored)) for i, a in enumerate(names) for j, b in enumerate(names)]
     similar = pd.DataFrame(pairs, columns=["first", "second", "value", "n"])
-    return tuple(each.assign(**condition)[[*condition, *each.columns]] for each in (table, similar))
+    return tuple(each.assign(**condition)[[*condition, *each.columns]] for each in (table, differences, similar))
 
 
 def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: int, check: bool) -> dict:
@@ -284,12 +288,46 @@ def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: i
     return numbers
 
 
-def _areas(curves: pd.DataFrame, direction: str) -> pd.DataFrame:
-    """Areas under the WER (or BLEU, for translations) of deletion."""
-    metric = "BLEU" if "-" in direction else "corpus-capped WER"
-    summary = areas(curves, metric, direction.rpartition("-")[2])[1]
-    summary = summary.rename(columns={"map": "method", "area": "value"}).assign(measure=f"deletion, {metric}")
-    return summary[["method", "measure", "value", "low", "high", "n"]]
+def _means(values: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Means over utterances, and differences of means, from method, measure, utterance and value."""
+    found = [
+        (*key, *mean_interval(part.value), len(part)) for key, part in values.groupby(["method", "measure"], sort=False)
+    ]
+    differences = []
+    for measure, part in values.groupby("measure", sort=False):
+        wide = part.pivot(index="utterance", columns="method", values="value")[part.method.unique()]
+        for name, minus in _pairs(measure, wide.mean()):
+            difference = (wide[name] - wide[minus]).dropna()
+            differences.append((name, measure, minus, *mean_interval(difference), len(difference)))
+    return pd.DataFrame(found, columns=MEANS), pd.DataFrame(differences, columns=DIFFERENCES)
+
+
+def _areas(curves: pd.DataFrame, direction: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Areas under the WER (or BLEU, for translations) of deletion, and their differences."""
+    metric, language = "BLEU" if "-" in direction else "corpus-capped WER", direction.rpartition("-")[2]
+    measure, single = f"deletion, {metric}", areas(curves, metric, language)[1]
+    pairs = _pairs(measure, single.set_index("map").area)
+    summary = areas(curves, metric, language, pairs)[1].rename(columns={"map": "method", "area": "value"})
+    summary = summary.assign(measure=measure)
+    return summary.loc[summary.minus.eq(""), MEANS], summary.loc[summary.minus.ne(""), DIFFERENCES]
+
+
+def _pairs(measure: str, means: pd.Series) -> list[tuple[str, str]]:
+    """The methods that are compared by a measure: each with the best one, and each with PLAIN."""
+    if measure not in BETTER:
+        return []
+    subtracted = dict.fromkeys((_best(measure, means), PLAIN))
+    return [(name, minus) for minus in subtracted if minus in means for name in means.index.drop(minus)]
+
+
+def _best(measure: str, means: pd.Series) -> str:
+    """The best method, without the baselines, by a measure of BETTER."""
+    return (means[~is_baseline(means.index)] * BETTER[measure]).idxmax()
+
+
+def is_baseline(methods: pd.Index) -> np.ndarray:
+    """Whether each method, standardised or not, is one of BASELINES."""
+    return methods.str.removesuffix(STANDARDISED).isin(BASELINES)
 
 
 # Whether more is better (1) or less (-1); for rho it is neither, as another map is no truth.
@@ -317,18 +355,21 @@ SHOWN = (  # in the figure
 )
 
 
-def winners(table: pd.DataFrame) -> pd.DataFrame:
-    """The best method by each measure and condition, and those whose interval reaches its value; no baselines."""
-    table = table[~table.method.str.removesuffix(STANDARDISED).isin(BASELINES)]
-    rows = []
-    for (model, condition, measure), part in table.groupby(["model", "condition", "measure"], sort=False):
-        if measure not in BETTER or len(part) < 2:
-            continue
-        part = part.assign(signed=part.value * BETTER[measure]).sort_values("signed", ascending=False)
-        best = part.iloc[0]
-        close = (part.low <= best.value) & (best.value <= part.high) & (part.method != best.method)
-        rows.append((model, condition, measure, best.method, best.value, "; ".join(part.method[close])))
-    return pd.DataFrame(rows, columns=["model", "condition", "measure", "best", "value", "not distinguishable"])
+def winners(table: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """The best method by each measure and condition, and those whose difference from it may be 0; no baselines.
+
+    table, differences: see `compare_methods`.
+    """
+    keys, rows = ["model", "condition", "measure"], []
+    others = dict(iter(differences[~is_baseline(pd.Index(differences.method))].groupby(keys)))
+    for key, part in table[table.measure.isin(BETTER)].groupby(keys, sort=False):
+        means = part.set_index("method").value
+        best = _best(key[2], means)
+        if key in others:
+            other = others[key][others[key].minus.eq(best)]
+            close = other.method[(other.low <= 0) & (other.high >= 0)]
+            rows.append((*key, best, means[best], "; ".join(close)))
+    return pd.DataFrame(rows, columns=[*keys, "best", "value", "not distinguishable"])
 
 
 def arranged_methods(table: pd.DataFrame) -> pd.DataFrame:

@@ -145,7 +145,7 @@ STEPS = (
     Step(
         "43_methods",
         (*READ, *DECODE, "data", "split", "judged"),
-        (*table("methods"), "methods_similarity.csv"),
+        (*table("methods"), "methods_differences.csv", "methods_similarity.csv"),
         needs=MAPS,
         folder="beyond",
         on_request=True,

@@ -1,5 +1,6 @@
 """All attributions on one table: methods on a random model and on one whose truth is planted, measures by hand."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -71,7 +72,7 @@ def test_layers_and_heads_are_chosen_on_other_utterances(made):
 
 
 def test_the_table_holds_the_papers_rho_and_is_not_computed_twice(model, stored, utterances, tmp_path, monkeypatch):
-    table, similar = compare_methods(model, stored, utterances, tmp_path, 50)
+    table, differences, similar = compare_methods(model, stored, utterances, tmp_path, 50)
     rho = [float(xattn.correlate(maps.cross_attention, maps.input_saliency).overall) for maps in stored]
     own = table[table.method.eq("attention: all heads" + STANDARDISED) & table.measure.eq("rho, SM^X")]
     assert own.value.item() == pytest.approx(np.mean(rho), abs=1e-6) and own.n.item() == len(stored) == 2
@@ -90,17 +91,22 @@ def test_the_table_holds_the_papers_rho_and_is_not_computed_twice(model, stored,
     monkeypatch.setattr(judging, "judge", None)
     again = compare_methods(model, stored, utterances, tmp_path, 50)
     pd.testing.assert_frame_equal(again[0], table)
+    pd.testing.assert_frame_equal(again[1], differences)
     with pytest.raises(TypeError):  # other points of deletion are other numbers
         compare_methods(model, stored, utterances, tmp_path, 25)
 
 
 def test_deletion_is_that_of_the_paper(model, stored, utterances, tmp_path):
-    table, _ = compare_methods(model, stored, utterances, tmp_path / "numbers", 50)
+    table, differences, _ = compare_methods(model, stored, utterances, tmp_path / "numbers", 50)
     curves = deletion_curves(model, stored, ["CA", "SM^X", "SM^H"], tmp_path / "texts", step=50)
     expected = areas(curves, "corpus-capped WER", "en")[1].set_index("map").area
     found = table[table.measure.eq("deletion, corpus-capped WER")].set_index("method").value
     for name, kind in (("attention: all heads", "CA"), ("SM^X", "SM^X"), ("SM^H", "SM^H")):
         assert found[name] == pytest.approx(expected[kind])
+    pair = areas(curves, "corpus-capped WER", "en", [("SM^X", "CA")])[1].iloc[-1]
+    own = differences[differences.method.eq("SM^X") & differences.minus.eq(judging.PLAIN)]
+    own = own[own.measure.eq("deletion, corpus-capped WER")]
+    assert own[["value", "low", "high"]].values.ravel() == pytest.approx(pair[["area", "low", "high"]].tolist())
 
 
 def test_localisation_of_a_peak_in_the_word_and_one_beside_it():
@@ -153,18 +159,43 @@ def test_another_model_and_another_input_have_their_own_attention(each, model):
     assert not np.allclose(quiet.maps.cross_attention, each.maps.cross_attention, atol=1e-4)
 
 
-def test_winners_are_the_best_and_those_that_noise_cannot_tell_apart():
+def test_differences_are_those_of_the_same_utterances(model, stored, utterances, tmp_path):
+    table, differences, _ = compare_methods(model, stored, utterances, tmp_path, 50)
+    paths = sorted((tmp_path / "tiny" / "en").glob("*.json"))
+    measured = [json.loads(path.read_text())["measures"] for path in paths]
+    infidelity = pd.DataFrame([{name: own.get("infidelity") for name, own in each.items()} for each in measured])
+    infidelity = infidelity.dropna(axis=1)
+    best = infidelity.drop(columns=list(BASELINES)).mean().idxmin()
+    own = differences[differences.measure.eq("infidelity")].set_index(["minus", "method"])
+    assert set(own.index.get_level_values("minus")) == {best, judging.PLAIN}
+    assert len(own) == 2 * (infidelity.shape[1] - 1)
+    for (minus, method), row in own.iterrows():
+        pair = infidelity[method], infidelity[minus]
+        test = stats.ttest_rel(*pair)
+        assert row.value == pytest.approx(pair[0].mean() - pair[1].mean())
+        if np.ptp(pair[0] - pair[1]) > 0:
+            assert row[["low", "high"]].tolist() == pytest.approx([*test.confidence_interval()])
+    won = winners(table, differences).set_index("measure")
+    assert won.best["infidelity"] == best
+    assert set(differences.measure) <= set(BETTER)
+
+
+def test_winners_are_the_best_and_those_whose_difference_may_be_0():
     rows = [
-        ("a", "infidelity", 0.2, 0.1, 0.3),
-        ("b", "infidelity", 0.25, 0.15, 0.35),
-        ("c", "infidelity", 0.6, 0.5, 0.7),
-        ("random", "infidelity", 0.1, 0.0, 0.2),
-        ("a", "peak inside word", 0.2, 0.1, 0.3),
-        ("c" + STANDARDISED, "peak inside word", 0.9, 0.8, 1.0),
-        ("a", "rho, SM^X", 0.2, 0.1, 0.3),
+        *[("a", "infidelity", 0.2), ("b", "infidelity", 0.25), ("c", "infidelity", 0.6), ("random", "infidelity", 0.1)],
+        *[("a", "peak inside word", 0.2), ("c" + STANDARDISED, "peak inside word", 0.9), ("a", "rho, SM^X", 0.2)],
     ]
-    table = pd.DataFrame(rows, columns=["method", "measure", "value", "low", "high"]).assign(model="m", condition="en")
-    found = winners(table).set_index("measure")
+    table = pd.DataFrame(rows, columns=["method", "measure", "value"]).assign(model="m", condition="en")
+    rows = [
+        ("b", "infidelity", "a", 0.05, -0.01, 0.11),
+        ("c", "infidelity", "a", 0.4, 0.1, 0.7),
+        ("random", "infidelity", "a", -0.1, -0.3, 0.1),
+        ("b", "infidelity", "c", -0.35, -0.6, 0.1),
+        ("a", "peak inside word", "c" + STANDARDISED, -0.7, -0.9, -0.5),
+    ]
+    columns = ["method", "measure", "minus", "value", "low", "high"]
+    differences = pd.DataFrame(rows, columns=columns).assign(model="m", condition="en")
+    found = winners(table, differences).set_index("measure")
     assert found.best.to_dict() == {"infidelity": "a", "peak inside word": "c" + STANDARDISED}
     assert found["not distinguishable"].to_dict() == {"infidelity": "b", "peak inside word": ""}
     wide = arranged_methods(table)
