@@ -60,7 +60,7 @@ SEEDS = (0, 1, 2)
 EXPLAINED = 600  # training utterances whose attention is regularised
 # Half the frames of a batch are from explained utterances. The rate is a tenth of the highest in the training of base.
 START = replace(
-    RECIPES["base"], schedule=((0, 0.0), (50, 2e-4), (600, 0.0)), batch_frames=RECIPES["base"].batch_frames // 2
+    RECIPES["base"], schedule=((0, 0.0), (50, 2e-4), (400, 0.0)), batch_frames=RECIPES["base"].batch_frames // 2
 )
 OCCLUSION = xattn.Occlusion(input_masks=150, encoder_masks=300, precision="float32", reliability=1.0)
 CALIBRATION = 8  # steps over which norms of gradients are averaged

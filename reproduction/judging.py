@@ -35,7 +35,6 @@ STANDARDISED = ", standardised"  # what follows a method's name if its steps are
 REFERENCES = ("SM^X", "SM^H", "windows", "words", "integrated gradients", "masked gradients")  # for rho
 PLAIN = "attention: all heads"  # the paper's average
 PREVIOUS = "previous tokens"  # no map of the input: nats without the audio, and without the text before a token
-CHECKED = 4  # utterances that are explained again, for `checks` and `costs`
 WITHIN = (0.02, 0.05, 0.1, 0.2)  # seconds
 MEANS = ["method", "measure", "value", "low", "high", "n"]  # columns
 DIFFERENCES = ["method", "measure", "minus", "value", "low", "high", "n"]
@@ -231,13 +230,19 @@ def best_on_others(stored: Sequence[xr.Dataset]) -> list[tuple[int, tuple[int, i
 
 
 def compare_methods(
-    model: S2TModel, stored: Iterable[xr.Dataset], corpus: Iterable[Utterance], folder: Path, step: int
+    model: S2TModel,
+    stored: Iterable[xr.Dataset],
+    corpus: Iterable[Utterance],
+    folder: Path,
+    step: int,
+    checked: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Judge all methods on the maps of one condition.
 
     Args:
         folder: for the numbers of each utterance, so that an interrupted call resumes.
         step: per cent of the cells between two points of deletion with decoding.
+        checked: the number of utterances, the first ones, that are explained again for `checks` and `costs`.
 
     Returns:
         Three long tables. The methods: model, condition (a direction), method, measure, value (the mean over
@@ -249,7 +254,7 @@ def compare_methods(
     names, rows, matrices, curves = methods_of(model, stored[0]), [], [], []
     for number, (maps, (layer, head)) in enumerate(zip(stored, best_on_others(stored), strict=True)):
         each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
-        numbers = _stored_numbers(each, names, folder, step, number < CHECKED)
+        numbers = _stored_numbers(each, names, folder, step, number < checked)
         measures = numbers["measures"] | {
             PREVIOUS: {f"without {what}": value for what, value in previous_tokens(each.forced, maps).attrs.items()}
         }
@@ -367,7 +372,7 @@ def winners(table: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
         best = _best(key[2], means)
         if key in others:
             other = others[key][others[key].minus.eq(best)]
-            close = other.method[(other.low <= 0) & (other.high >= 0)]
+            close = other.method[~((other.low > 0) | (other.high < 0))]  # also those without an interval
             rows.append((*key, best, means[best], "; ".join(close)))
     return pd.DataFrame(rows, columns=[*keys, "best", "value", "not distinguishable"])
 

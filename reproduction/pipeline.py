@@ -144,7 +144,7 @@ STEPS = (
     ),
     Step(
         "43_methods",
-        (*READ, *DECODE, "data", "split", "judged"),
+        (*READ, *DECODE, "data", "split", "judged", "checked"),
         (*table("methods"), "methods_differences.csv", "methods_similarity.csv"),
         needs=MAPS,
         folder="beyond",

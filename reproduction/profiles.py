@@ -39,9 +39,17 @@ PROFILE_KEYS = {
 RELEASED_KEYS = {"profile": str, "data": str, "released": str, "directions": dict}
 # Optional keys with their defaults: models that are not run if their folders do not exist, the results of a longer run
 # of the same models, the partitions to compare with and their numbers of masks, notebooks to run beside the usual ones,
-# the conditions that 43_methods judges and their numbers of utterances, whether the paper's notebooks run, and the
-# frames per encoder step of released maps.
-PROFILE_DEFAULTS = {"optional": [], "reference": "", "compared": {}, "beyond": [], "judged": {}, "paper": True}
+# the conditions that 43_methods judges and their numbers of utterances, the number of these that it explains again,
+# whether the paper's notebooks run, and the frames per encoder step of released maps.
+PROFILE_DEFAULTS = {
+    "optional": [],
+    "reference": "",
+    "compared": {},
+    "beyond": [],
+    "judged": {},
+    "checked": 4,
+    "paper": True,
+}
 RELEASED_DEFAULTS = {"subsampling": 4, "reference": ""}
 
 
@@ -199,6 +207,8 @@ def _check_numbers(profile: dict, path: Path) -> None:
                 f"{path}: compared must give numbers of masks for partitions among {', '.join(PARTITIONS)} other than "
                 f"{profile['partition']}, and not {kind}: {number!r}."
             )
+    if profile["checked"] < 0:
+        raise ValueError(f"{path}: checked must be a number of utterances, 0 or more, and not {profile['checked']}.")
     for key in ("input_p", "encoder_p"):
         if not 0 < profile[key] < 1:
             raise ValueError(f"{path}: {key} is a masking probability between 0 and 1, not {profile[key]}.")

@@ -72,7 +72,7 @@ def test_layers_and_heads_are_chosen_on_other_utterances(made):
 
 
 def test_the_table_holds_the_papers_rho_and_is_not_computed_twice(model, stored, utterances, tmp_path, monkeypatch):
-    table, differences, similar = compare_methods(model, stored, utterances, tmp_path, 50)
+    table, differences, similar = compare_methods(model, stored, utterances, tmp_path, 50, 2)
     rho = [float(xattn.correlate(maps.cross_attention, maps.input_saliency).overall) for maps in stored]
     own = table[table.method.eq("attention: all heads" + STANDARDISED) & table.measure.eq("rho, SM^X")]
     assert own.value.item() == pytest.approx(np.mean(rho), abs=1e-6) and own.n.item() == len(stored) == 2
@@ -89,18 +89,20 @@ def test_the_table_holds_the_papers_rho_and_is_not_computed_twice(model, stored,
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
     np.testing.assert_allclose(np.diag(matrix)[[name != "energy" for name in names]], 1)
     monkeypatch.setattr(judging, "judge", None)
-    again = compare_methods(model, stored, utterances, tmp_path, 50)
+    assert table[table.measure.eq("cost") & ~table.method.isin(["SM^H", "SM^H, regression"])].n.eq(2).all()
+    again = compare_methods(model, stored, utterances, tmp_path, 50, 2)
     pd.testing.assert_frame_equal(again[0], table)
     pd.testing.assert_frame_equal(again[1], differences)
     with pytest.raises(TypeError):  # other points of deletion are other numbers
-        compare_methods(model, stored, utterances, tmp_path, 25)
+        compare_methods(model, stored, utterances, tmp_path, 25, 2)
 
 
 def test_deletion_is_that_of_the_paper(model, stored, utterances, tmp_path):
-    table, differences, _ = compare_methods(model, stored, utterances, tmp_path / "numbers", 50)
+    table, differences, _ = compare_methods(model, stored, utterances, tmp_path / "numbers", 50, 0)
     curves = deletion_curves(model, stored, ["CA", "SM^X", "SM^H"], tmp_path / "texts", step=50)
     expected = areas(curves, "corpus-capped WER", "en")[1].set_index("map").area
     found = table[table.measure.eq("deletion, corpus-capped WER")].set_index("method").value
+    assert not {"stability: noise", "cost"} & set(table.measure)  # nothing is checked
     for name, kind in (("attention: all heads", "CA"), ("SM^X", "SM^X"), ("SM^H", "SM^H")):
         assert found[name] == pytest.approx(expected[kind])
     pair = areas(curves, "corpus-capped WER", "en", [("SM^X", "CA")])[1].iloc[-1]
@@ -160,7 +162,7 @@ def test_another_model_and_another_input_have_their_own_attention(each, model):
 
 
 def test_differences_are_those_of_the_same_utterances(model, stored, utterances, tmp_path):
-    table, differences, _ = compare_methods(model, stored, utterances, tmp_path, 50)
+    table, differences, _ = compare_methods(model, stored, utterances, tmp_path, 50, 2)
     paths = sorted((tmp_path / "tiny" / "en").glob("*.json"))
     measured = [json.loads(path.read_text())["measures"] for path in paths]
     infidelity = pd.DataFrame([{name: own.get("infidelity") for name, own in each.items()} for each in measured])

@@ -455,6 +455,7 @@ def test_undeclared_parameter_is_an_error_before_anything_runs(root):
         ({"utterances": True}, "utterances must be of type int, not True"),
         ({"input_masks": "2,000"}, "input_masks must be of type int, not '2,000'"),
         ({"encoder_p": 1.0}, "encoder_p is a masking probability between 0 and 1, not 1.0"),
+        ({"checked": -1}, "checked must be a number of utterances, 0 or more, and not -1"),
         ({"profile": "mini"}, "profile must be the file's own name, 'tiny', not 'mini'"),
         ({"models": {"base": "a/b/base"}}, "the folder 'a/b/base' of models: base does not exist; put it there"),
         ({"precision": "half"}, "There is no precision 'half': choose one of auto, float32, bfloat16"),
