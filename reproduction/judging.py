@@ -123,12 +123,13 @@ def compared(attribution: xr.DataArray, maps: xr.Dataset) -> np.ndarray:
     return normalised_saliency(attribution, maps).values.ravel()
 
 
-def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tuple[dict, list, dict]:
+def judge(each: Explained, names: Sequence[str], step: int, check: bool, timed: bool) -> tuple[dict, list, dict]:
     """Measure the methods on one utterance.
 
     Args:
         step: per cent of the cells between two points of deletion with decoding.
-        check: also explain the utterance with noise, other masks and a randomised model, and measure the cost.
+        check: also explain the utterance with noise, other masks and a randomised model.
+        timed: also measure the costs, which explains it once more.
 
     Returns:
         The measures of each method, by name; the similarity of all pairs, a matrix; and the texts that the model writes
@@ -156,10 +157,9 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool) -> tupl
             # Standardised over tokens, this is the paper's rho.
             values = steps.values.ravel() if variant.endswith(STANDARDISED) else flat[name]
             judged |= {f"rho, {other}": similarity(values, flat[other]) for other in REFERENCES if other in flat}
-    if check:
-        for own in (checks(each, found), costs(each, names)):
-            for name, values in own.items():
-                measures[name] |= values
+    for own in ([checks(each, found)] if check else []) + ([costs(each, names)] if timed else []):
+        for name, values in own.items():
+            measures[name] |= values
     return measures, [[similarity(a, b) for b in flat.values()] for a in flat.values()], texts
 
 
@@ -242,7 +242,8 @@ def compare_methods(
     Args:
         folder: for the numbers of each utterance, so that an interrupted call resumes.
         step: per cent of the cells between two points of deletion with decoding.
-        checked: the number of utterances, the first ones, that are explained again for `checks` and `costs`.
+        checked: the number of utterances, the first ones, that are explained again for `checks` and `costs`. Costs are
+            those of one utterance if it is 0.
 
     Returns:
         Three long tables. The methods: model, condition (a direction), method, measure, value (the mean over
@@ -254,7 +255,8 @@ def compare_methods(
     names, rows, matrices, curves = methods_of(model, stored[0]), [], [], []
     for number, (maps, (layer, head)) in enumerate(zip(stored, best_on_others(stored), strict=True)):
         each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
-        numbers = _stored_numbers(each, names, folder, step, number < checked)
+        again = number < checked, number < max(checked, 1)
+        numbers = _stored_numbers(each, names, folder, step, *again)
         measures = numbers["measures"] | {
             PREVIOUS: {f"without {what}": value for what, value in previous_tokens(each.forced, maps).attrs.items()}
         }
@@ -278,7 +280,7 @@ def compare_methods(
     return tuple(each.assign(**condition)[[*condition, *each.columns]] for each in (table, differences, similar))
 
 
-def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: int, check: bool) -> dict:
+def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: int, check: bool, timed: bool) -> dict:
     """The numbers of one utterance: read them, or compute and store them."""
     maps = each.maps
     key = hash_value([maps.attrs["key"], list(names), each.layer, each.head, step, check, VERSION], 16)
@@ -287,7 +289,7 @@ def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: i
         numbers = json.loads(path.read_text(encoding="utf-8"))
         if numbers["key"] == key:
             return numbers
-    measures, similar, texts = judge(each, names, step, check)
+    measures, similar, texts = judge(each, names, step, check, timed)
     numbers = {"key": key, "measures": measures, "similarity": similar, "texts": texts}
     write_whole(path, json.dumps(numbers).encode())
     return numbers
@@ -371,9 +373,10 @@ def winners(table: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
         means = part.set_index("method").value
         best = _best(key[2], means)
         if key in others:
-            other = others[key][others[key].minus.eq(best)]
-            close = other.method[~((other.low > 0) | (other.high < 0))]  # also those without an interval
-            rows.append((*key, best, means[best], "; ".join(close)))
+            other = others[key][others[key].minus.eq(best)].dropna(subset="low")  # one utterance decides nothing
+            close = other.method[(other.low <= 0) & (other.high >= 0)]
+            if len(other):
+                rows.append((*key, best, means[best], "; ".join(close)))
     return pd.DataFrame(rows, columns=[*keys, "best", "value", "not distinguishable"])
 
 

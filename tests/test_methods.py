@@ -102,7 +102,9 @@ def test_deletion_is_that_of_the_paper(model, stored, utterances, tmp_path):
     curves = deletion_curves(model, stored, ["CA", "SM^X", "SM^H"], tmp_path / "texts", step=50)
     expected = areas(curves, "corpus-capped WER", "en")[1].set_index("map").area
     found = table[table.measure.eq("deletion, corpus-capped WER")].set_index("method").value
-    assert not {"stability: noise", "cost"} & set(table.measure)  # nothing is checked
+    assert "stability: noise" not in set(table.measure)  # nothing is checked
+    assert table[table.measure.eq("cost")].n.eq(1).all() and table.measure.eq("cost").any()
+    assert not {"cost"} & set(winners(table, differences).measure)
     for name, kind in (("attention: all heads", "CA"), ("SM^X", "SM^X"), ("SM^H", "SM^H")):
         assert found[name] == pytest.approx(expected[kind])
     pair = areas(curves, "corpus-capped WER", "en", [("SM^X", "CA")])[1].iloc[-1]
