@@ -250,7 +250,7 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
     """Means over utterances, for each seed and for all: the table with COLUMNS.
 
     `minus` names the model whose values on the same utterances, with the same seed, are subtracted: CONTROL, and START
-    for CONTROL itself. low, high: a 95 % interval over utterances and, for "all", seeds.
+    for CONTROL itself. low, high: a 95 % interval over utterances and, for "all" of several seeds, over seeds.
     """
     rows = []
     wide = values.pivot_table(index=["variant", "measure", "seed"], columns="utterance", values="value", sort=False)
@@ -269,8 +269,7 @@ def summary(values: pd.DataFrame) -> pd.DataFrame:
 
 def _rows(variant: str, measure: str, minus: str, values: pd.DataFrame) -> list[tuple]:
     """Rows of `summary` from values (seed, utterance)."""
-    parts = {seed: values.loc[[seed]] for seed in values.index} if len(values) > 1 else {}
-    parts["all"] = values
+    parts = {seed: values.loc[[seed]] for seed in values.index if seed} | {"all": values}
     return [
         (variant, seed, measure, minus, *crossed_interval(part.to_numpy()), part.shape[1])
         for seed, part in parts.items()
@@ -288,9 +287,11 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """Each variant against the control: a row for each variant, a column for each measure of BETTER.
 
     A cell is "better" or "worse" if the 95 % interval of the difference over utterances and seeds excludes 0, and ""
-    otherwise.
+    otherwise. Variants with a single seed are left out, as the interval of a single seed is too narrow.
     """
     rows = against_control(table, [*BETTER])
+    seeds = table[table.seed.ne("all")].groupby("variant").seed.nunique()
+    rows = rows[rows.variant.map(seeds) > 1]
     sign = rows.measure.map(BETTER)
     low, high = np.minimum(rows.low * sign, rows.high * sign), np.maximum(rows.low * sign, rows.high * sign)
     verdict = np.where(low > 0, "better", np.where(high < 0, "worse", ""))
