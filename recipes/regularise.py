@@ -9,9 +9,9 @@ of the layers is drawn towards one of four things, for the spoken tokens of some
     control            nothing; the same batches without such a loss
 Lower layers are left alone, because they often attend to the previous token, and `xattn.word_times` skips them too.
 
-A run is a variant with a weight, such as `word_times-low`. "low" makes the gradient of the loss on attention as large
-as that of the training objective at the start, "high" five times as large. All runs start from the same weights, and
-runs with the same seed see the same batches. Run the command again to resume. It writes to data/train/regularised
+A run is a variant with a weight, such as `word_times-low`. "high" makes the gradient of the loss on attention as large
+as that of the training objective at the start, "low" a fifth of it. All runs start from the same weights, and runs with
+the same seed see the same batches. Run the command again to resume. It writes to data/train/regularised
     targets/<utterance>.npz, targets.csv   what attention is drawn towards, and the reliability of the maps
     gradients/<variant>.json               norms of both gradients at the start
     <variant>-<weight>-<seed>              the models
@@ -53,7 +53,7 @@ from xattn.models.conformer import ConformerModel, subsampled
 
 LANGUAGE = "en"
 TARGETS = ("input_saliency", "encoder_saliency", "word_times")
-RATIOS = {"low": 1.0, "high": 5.0}  # of the two gradients' norms at the start
+RATIOS = {"low": 0.2, "high": 1.0}  # of the two gradients' norms at the start
 CONTROL = "control-none"
 RUNS = (CONTROL, *(f"{variant}-{weight}" for variant in (*TARGETS, "entropy") for weight in RATIOS))
 SEEDS = (0, 1, 2)
