@@ -292,7 +292,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     rows = against_control(table, [*BETTER])
     seeds = table[table.seed.ne("all")].groupby("variant").seed.nunique()
     rows = rows[rows.variant.map(seeds) > 1]
-    sign = rows.measure.map(BETTER)
+    sign = rows.measure.map(BETTER).astype(float)  # also without any rows
     low, high = np.minimum(rows.low * sign, rows.high * sign), np.maximum(rows.low * sign, rows.high * sign)
     verdict = np.where(low > 0, "better", np.where(high < 0, "worse", ""))
     wide = rows.assign(verdict=verdict).pivot(index="variant", columns="measure", values="verdict")

@@ -189,6 +189,7 @@ def test_verdicts_and_the_answer_follow_from_the_differences():
     assert (found.loc["entropy-low"] == "").all()
     single = verdicts(table[~(table.variant.eq("word_times-high") & table.seed.isin(["1", "2"]))])
     assert single.index.tolist() == [each for each in found.index if each != "word_times-high"]
+    assert verdicts(table[~table.seed.eq("1")]).empty
     lines = answer(table).splitlines()
     assert lines[:2] == ["WER: worse with word_times-high.", "rho, SM^X: no difference from the control."]
     assert "start of word: better with word_times-high." in lines and len(lines) == len(BETTER)
