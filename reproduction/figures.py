@@ -108,13 +108,18 @@ def _labels(labels: Sequence) -> list:
 
 
 def intervals(
-    table: pd.DataFrame, rows: str | list[str], panels: str, title: str, names: dict[str, str] | None = None
+    table: pd.DataFrame,
+    rows: str | list[str],
+    panels: str,
+    title: str,
+    names: dict[str, str] | None = None,
+    counted: str = "utterances",
 ) -> Figure:
     """Draw values with their 95 % intervals, one panel for each quantity, up to four side by side.
 
     table: long, with value, low, high, n, the column `panels` and the column or columns `rows`; a panel has the rows of
     its quantity. Rows whose column `reliability` is low, or whose column `noisy` is True, are grey. names: titles of
-    panels, if they differ from the quantities' names. An empty table gives an empty figure.
+    panels, if they differ from the quantities' names. counted: what n counts. An empty table gives an empty figure.
     """
     table = table[table.value.notna()]
     if "noisy" not in table:
@@ -157,7 +162,7 @@ def intervals(
         for axis in axes.flat[len(quantities) :]:
             axis.axis("off")
         note = f"; {NOISY}" if table.noisy.any() else ""
-        figure.suptitle(f"{title} (n utterances; bars: 95 % intervals{note})", fontsize=9)
+        figure.suptitle(f"{title} (n {counted}; bars: 95 % intervals{note})", fontsize=9)
     return figure
 
 

@@ -185,14 +185,22 @@ def error_rates(texts: dict[str, str], corpus: Sequence[Utterance]) -> list[tupl
 
 
 def deletion_areas(found: dict, corpus: Sequence[Utterance], step: int = STEP) -> list[tuple[str, str, float]]:
-    """The area under the WER of deletion by attention, as pseudo-values: (measure, utterance, value)."""
+    """The area under the rise of the WER with deletion by attention, as pseudo-values: (measure, utterance, value).
+
+    The rise starts at the WER with nothing deleted; otherwise a worse model would seem to have more faithful attention.
+    """
     metric = METRICS["corpus-capped WER"]
     used = [each for each in corpus if each.id in found["utterances"]]
     texts = [[found["texts"][each.id], *found["utterances"][each.id]["texts"]] for each in used]
     references = [each.transcript for each in used]
     counts = [metric.counts(*normalised(references, column, LANGUAGE)) for column in zip(*texts, strict=True)]
     percent = percentages(step)
-    values = pseudo_values(lambda rows: area([metric.score(each[rows]) for each in counts], percent), len(used))
+
+    def rise(rows: np.ndarray) -> float:
+        scores = np.array([metric.score(each[rows]) for each in counts])
+        return area(scores - scores[0], percent)
+
+    values = pseudo_values(rise, len(used))
     return [("deletion, WER", *pair) for pair in zip([each.id for each in used], values.tolist(), strict=True)]
 
 

@@ -55,19 +55,30 @@ def table_of_cues(model: S2TModel, stored: Iterable[xr.Dataset], corpus: Iterabl
 def single_cues(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's correlation of each cue with each target within a condition, averaged over conditions.
 
-    Returns a long table: target, cue, value, low, high (95 %, over conditions), n (conditions).
+    Returns a long table: target, cue, value, low, high (95 %), n. Intervals and n are over conditions, or over
+    utterances if the table has a single condition.
     """
+    alone = len(table[["model", "condition"]].drop_duplicates()) == 1
     rows = []
     for target in TARGETS:
         for cue in (*CUES, "SNR"):
-            values = [
-                stats.spearmanr(part[cue], part[target]).statistic
+            pairs = [
+                part[[cue, target]].to_numpy()
                 for _, part in table.dropna(subset=[cue, target]).groupby(["model", "condition"])
                 if len(part) > 3 and part[cue].nunique() > 1
             ]
-            if values:
+            if pairs and alone:
+                interval = jackknife_interval(lambda kept, pair=pairs[0]: _spearman(pair[kept]), len(pairs[0]))
+                rows.append((target, cue, *map(float, interval), len(pairs[0])))
+            elif pairs:
+                values = [_spearman(pair) for pair in pairs]
                 rows.append((target, cue, *mean_interval(values), len(values)))
     return pd.DataFrame(rows, columns=["target", "cue", "value", "low", "high", "n"])
+
+
+def _spearman(pair: np.ndarray) -> float:
+    """Spearman's correlation of two columns."""
+    return stats.spearmanr(*pair.T).statistic
 
 
 def held_out(table: pd.DataFrame) -> pd.DataFrame:

@@ -106,6 +106,10 @@ def test_area_of_deletion_starts_with_what_the_model_writes():
     assert [(name, id) for name, id, _ in rows] == [("deletion, WER", f"u{number}") for number in range(3)]
     # Trapezia of 0, 0, 50, 100, 100 at distances of a quarter.
     assert [value for *_, value in rows] == pytest.approx([50.0] * 3)
+    worse = {"u0": "a dog sleeps", "u1": "the bird sings", "u2": "it is cold"}
+    rows = deletion_areas({"texts": worse, "utterances": utterances}, corpus, step=25)
+    # Trapezia of 0, -25, 25, 75, 75: the first of the points above 25.
+    assert [value for *_, value in rows] == pytest.approx([(-12.5 + 0 + 50 + 75) / 4] * 3)
 
 
 def maps_of(seed, reliability=0.8):

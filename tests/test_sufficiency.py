@@ -56,6 +56,19 @@ def test_single_cues_are_rank_correlations_within_conditions():
     assert found.value["rho, SM^X", CUES[0]] > 0.7 and (found.n == 3).all()
 
 
+def test_a_single_condition_has_intervals_over_utterances():
+    table = cue_table(models=1)
+    found = single_cues(table).set_index(["target", "cue"])
+    assert (found.n == 30).all()
+    own = found.loc["rho, SM^H", CUES[1]]
+    expected = stats.spearmanr(table[CUES[1]], table["rho, SM^H"]).statistic
+    # Close to the interval by Fisher's transformation, which for ranks has a variance of about 1.06 / (n - 3).
+    half = stats.norm.ppf(0.975) * np.sqrt(1.06 / 27)
+    low, high = np.tanh(np.arctanh(expected) + half * np.array([-1, 1]))
+    assert own.value == pytest.approx(expected)
+    assert own.low == pytest.approx(low, abs=0.12) and own.high == pytest.approx(high, abs=0.12)
+
+
 def test_detection_is_the_share_of_pairs_in_order():
     rng = np.random.default_rng(0)
     speech = pd.DataFrame(rng.standard_normal((20, len(CUES))), columns=[*CUES])
