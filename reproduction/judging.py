@@ -123,7 +123,7 @@ def compared(attribution: xr.DataArray, maps: xr.Dataset) -> np.ndarray:
     return normalised_saliency(attribution, maps).values.ravel()
 
 
-def judge(each: Explained, names: Sequence[str], step: int, check: bool, timed: bool) -> tuple[dict, list, dict]:
+def judge(each: Explained, names: Sequence[str], step: int, check: bool, timed: bool) -> dict:
     """Measure the methods on one utterance.
 
     Args:
@@ -132,8 +132,8 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool, timed: 
         timed: also measure the costs, which explains it once more.
 
     Returns:
-        The measures of each method, by name; the similarity of all pairs, a matrix; and the texts that the model writes
-        as cells are deleted in the order of each map, for all percentages but 0.
+        measures: those of each method, by name; similarity: of all pairs, a matrix; texts: what the model writes as
+        cells are deleted in the order of each map, for all percentages but 0.
     """
     maps, forced, measures, texts = each.maps, each.forced, {}, {}
     hidden, changes = effects(forced, maps)
@@ -160,7 +160,8 @@ def judge(each: Explained, names: Sequence[str], step: int, check: bool, timed: 
     for own in ([checks(each, found)] if check else []) + ([costs(each, names)] if timed else []):
         for name, values in own.items():
             measures[name] |= values
-    return measures, [[similarity(a, b) for b in flat.values()] for a in flat.values()], texts
+    similar = [[similarity(a, b) for b in flat.values()] for a in flat.values()]
+    return {"measures": measures, "similarity": similar, "texts": texts}
 
 
 def checks(each: Explained, found: dict[str, xr.DataArray]) -> dict[str, dict[str, float]]:
@@ -255,8 +256,10 @@ def compare_methods(
     names, rows, matrices, curves = methods_of(model, stored[0]), [], [], []
     for number, (maps, (layer, head)) in enumerate(zip(stored, best_on_others(stored), strict=True)):
         each = Explained(maps, Forced.of(model, maps), utterances[maps.utterance], layer, head)
-        again = number < checked, number < max(checked, 1)
-        numbers = _stored_numbers(each, names, folder, step, *again)
+        check, timed = number < checked, number < max(checked, 1)
+        key = hash_value([maps.attrs["key"], list(names), layer, head, step, check, VERSION], 16)
+        path = folder / maps.model / maps.setting / f"{maps.utterance}.json"
+        numbers = stored_numbers(path, key, lambda own=each, again=(check, timed): judge(own, names, step, *again))
         measures = numbers["measures"] | {
             PREVIOUS: {f"without {what}": value for what, value in previous_tokens(each.forced, maps).attrs.items()}
         }
@@ -280,17 +283,13 @@ def compare_methods(
     return tuple(each.assign(**condition)[[*condition, *each.columns]] for each in (table, differences, similar))
 
 
-def _stored_numbers(each: Explained, names: Sequence[str], folder: Path, step: int, check: bool, timed: bool) -> dict:
-    """The numbers of one utterance: read them, or compute and store them."""
-    maps = each.maps
-    key = hash_value([maps.attrs["key"], list(names), each.layer, each.head, step, check, VERSION], 16)
-    path = folder / maps.model / maps.setting / f"{maps.utterance}.json"
+def stored_numbers(path: Path, key: str, compute: Callable[[], dict]) -> dict:
+    """Read the numbers that were stored at a path under a key, or compute and store them."""
     if path.is_file():
         numbers = json.loads(path.read_text(encoding="utf-8"))
         if numbers["key"] == key:
             return numbers
-    measures, similar, texts = judge(each, names, step, check, timed)
-    numbers = {"key": key, "measures": measures, "similarity": similar, "texts": texts}
+    numbers = {"key": key} | compute()
     write_whole(path, json.dumps(numbers).encode())
     return numbers
 

@@ -21,7 +21,7 @@ from scipy import stats
 
 import xattn
 from reproduction.conditions import progress
-from reproduction.judging import localisation, similarity, steps_of, word_boundaries
+from reproduction.judging import localisation, similarity, steps_of, stored_numbers, word_boundaries
 from reproduction.provenance import versions
 from xattn.analysis.correlation import normalised_attention, normalised_saliency
 from xattn.analysis.faithfulness import METRICS, area, percentages, sentence_map, texts_without
@@ -120,17 +120,6 @@ def entropy(steps: xr.DataArray) -> float:
     return float(stats.entropy(steps.values, axis=1).mean() / np.log(steps.sizes["step"]))
 
 
-def stored(path: Path, key: str, compute: Callable[[], dict]) -> dict:
-    """Read the numbers that were stored at a path under a key, or compute and store them."""
-    if path.is_file():
-        numbers = json.loads(path.read_text(encoding="utf-8"))
-        if numbers["key"] == key:
-            return numbers
-    numbers = {"key": key} | compute()
-    write_whole(path, json.dumps(numbers).encode())
-    return numbers
-
-
 def measure_model(
     model: S2TModel,
     corpus: Sequence[Utterance],
@@ -149,13 +138,15 @@ def measure_model(
         features = [model.features(each.audio()).cpu() for each in corpus]
         return {"texts": dict(zip(ids, transcribe(model, features, LANGUAGE), strict=True))}
 
-    texts = stored(folder / model.name / "texts.json", hash_value([model.weights_hash, ids, VERSION], 16), decode)
+    texts = stored_numbers(
+        folder / model.name / "texts.json", hash_value([model.weights_hash, ids, VERSION], 16), decode
+    )
     occlusion = replace(occlusion, seed=int(hash_value(model.name, 7), 16))
     key = hash_value([model.weights_hash, asdict(occlusion), STEP, VERSION], 16)
     found = {}
     for utterance in progress(corpus[:explained], f"Utterances of {model.name}"):
         path = folder / model.name / f"{utterance.id}.json"
-        found[utterance.id] = stored(path, key, lambda own=utterance: measure(model, own, occlusion))
+        found[utterance.id] = stored_numbers(path, key, lambda own=utterance: measure(model, own, occlusion))
     return {"texts": texts["texts"], "utterances": found}
 
 
